@@ -1,0 +1,194 @@
+"""Artifacts: names, sizes, hashes, and a directory that appears whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgellm import artifact
+from edgellm.artifact import FileEntry, Manifest, check_file_name, open_directory, verify_hashes
+from edgellm.errors import ArtifactError, BadInputError, MissingInputError, OutputError
+from edgellm.formats.records import from_json, to_json
+from tests.samples import make_manifest
+
+WEIGHTS = b"GGUF"
+
+
+def write_artifact(directory: Path, weights: bytes = WEIGHTS) -> Path:
+    """A directory with a 4-byte model and the manifest that fits it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "model.gguf").write_bytes(weights)
+    manifest = make_manifest(files=[artifact.entry_for(directory / "model.gguf")])
+    artifact.write_record(directory / "manifest.json", manifest)
+    return directory
+
+
+def test_a_sound_artifact_opens_and_verifies(tmp_path: Path) -> None:
+    found = open_directory(write_artifact(tmp_path / "a"))
+    assert found.manifest.model == "tiny"
+    assert found.model_path == str(tmp_path / "a" / "model.gguf")
+    assert (found.tokenizer_path, found.receipt) == (None, None)
+    hashed: list[int] = []
+    verify_hashes(found, hashed.append)
+    assert sum(hashed) == 4
+
+
+def test_a_directory_without_manifest(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "none"):
+        with pytest.raises(MissingInputError, match="not an artifact"):
+            open_directory(place)
+
+
+def test_another_size_is_noticed_on_opening(tmp_path: Path) -> None:
+    directory = write_artifact(tmp_path / "a")
+    (directory / "model.gguf").write_bytes(b"GGUF!")
+    with pytest.raises(ArtifactError, match=r"model\.gguf: 5 bytes, the manifest says 4"):
+        open_directory(directory)
+
+
+def test_another_content_is_noticed_by_verify(tmp_path: Path) -> None:
+    directory = write_artifact(tmp_path / "a")
+    (directory / "model.gguf").write_bytes(b"GGUE")
+    found = open_directory(directory)
+    with pytest.raises(ArtifactError) as caught:
+        verify_hashes(found)
+    for content in (b"GGUF", b"GGUE"):
+        assert hashlib.sha256(content).hexdigest() in str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    directory = write_artifact(tmp_path / "a")
+    (directory / "model.gguf").unlink()
+    with pytest.raises(ArtifactError, match="not a file there"):
+        open_directory(directory)
+
+
+def test_a_link_is_not_a_file_of_the_artifact(tmp_path: Path) -> None:
+    directory = write_artifact(tmp_path / "a")
+    (directory / "model.gguf").rename(tmp_path / "elsewhere")
+    (directory / "model.gguf").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match="not a file there"):
+        open_directory(directory)
+
+
+def test_a_manifest_that_lists_no_model(tmp_path: Path) -> None:
+    artifact.write_record(tmp_path / "manifest.json", make_manifest(files=[]))
+    with pytest.raises(ArtifactError, match=r"lists no model\.gguf"):
+        open_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"model.gguf"', b'"../model.gguf"'),
+        (b"edgellm.manifest/1", b"edgellm.manifest/9"),
+        (b'"quant"', b'"quantum"'),
+        (b'"sha256": "', b'"sha256": "x'),
+        (b'"bpw": 4.5', b'"bpw": NaN'),
+        (b"{", b"["),
+    ],
+)
+def test_a_malformed_manifest(tmp_path: Path, old: bytes, new: bytes) -> None:
+    directory = write_artifact(tmp_path / "a")
+    path = directory / "manifest.json"
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(BadInputError, match=r"manifest\.json"):
+        open_directory(directory)
+
+
+def test_a_manifest_that_is_too_large(tmp_path: Path) -> None:
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(artifact.MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(BadInputError, match="larger than"):
+        open_directory(tmp_path)
+
+
+def test_a_manifest_survives_json() -> None:
+    manifest = make_manifest(licence="Apache-2.0", warnings=["a tensor fell back to Q5_0"])
+    assert from_json(Manifest, to_json(manifest), "test") == manifest
+
+
+@pytest.mark.parametrize(
+    "name", ["model.gguf", "a", "..a", "a..", ".hidden", "model one.gguf", "é" * 127, "x" * 255]
+)
+def test_plain_file_names(name: str) -> None:
+    assert check_file_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/etc/passwd",
+        "../x",
+        "a\\b",
+        "C:x",
+        "a\x00",
+        "a\nb",
+        "\x1f",
+        "é" * 128,
+        "x" * 256,
+    ],
+)
+def test_names_that_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="not a plain file name"):
+        check_file_name(name)
+    with pytest.raises(ValueError, match="not a plain file name"):
+        FileEntry(name=name, n_bytes=0, sha256="0" * 64)
+
+
+@given(st.text(max_size=300))
+def test_an_accepted_name_stays_in_its_directory(name: str) -> None:
+    try:
+        check_file_name(name)
+    except ValueError:
+        return
+    assert os.path.normpath(os.path.join("/base", name)) == f"/base/{name}"  # noqa: PTH118
+
+
+@pytest.mark.parametrize(
+    "digest", ["", "0" * 63, "0" * 65, "0" * 64 + "\n", "A" * 64, "g" * 64, "sha256:" + "0" * 57]
+)
+def test_hashes_are_64_lowercase_digits(digest: str) -> None:
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        FileEntry(name="a", n_bytes=0, sha256=digest)
+
+
+@given(data=st.binary(max_size=100))
+def test_sha256_of_a_file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("hash") / "file"
+    path.write_bytes(data)
+    seen: list[int] = []
+    assert artifact.sha256_file(path, seen.append) == hashlib.sha256(data).hexdigest()
+    assert sum(seen) == len(data)
+
+
+def test_a_file_longer_than_one_piece_is_hashed_whole(tmp_path: Path) -> None:
+    data = os.urandom((1 << 20) + 1)
+    (tmp_path / "file").write_bytes(data)
+    assert artifact.sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_records_are_never_written_over(tmp_path: Path) -> None:
+    write_artifact(tmp_path)
+    with pytest.raises(FileExistsError):
+        artifact.write_record(tmp_path / "manifest.json", make_manifest())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EDQUOT])
+def test_write_errors_have_a_hint(number: int) -> None:
+    error = artifact.write_error(Path("out"), OSError(number, os.strerror(number)))
+    assert isinstance(error, OutputError)
+    assert str(error) == f"out: cannot be written: {os.strerror(number)}"
+    assert error.hint
+    assert artifact.write_error(Path("out"), OSError("odd")).hint is None

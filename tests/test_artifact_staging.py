@@ -1,0 +1,257 @@
+"""A directory appears whole or not at all: errors, interrupts, kills, full disks and leftovers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgellm import artifact
+from edgellm.artifact import open_directory, staged_directory, staged_file
+from edgellm.errors import OutputError, OutputExistsError
+from tests.test_artifact import write_artifact
+
+TOOLKIT = Path(artifact.__file__).resolve().parent.parent
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def start(code: str, *arguments: str | Path, stdout: int | None = None) -> subprocess.Popen[bytes]:
+    """A Python child that can import edgellm."""
+    environment = {**os.environ, "PYTHONPATH": str(TOOLKIT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment, stdin=subprocess.PIPE, stdout=stdout,
+    )  # fmt: skip
+
+
+def stage_and_raise(final: Path, error: BaseException, *, force: bool = False) -> None:
+    """Fail after the model was written and before the name is taken."""
+    with staged_directory(final, force=force) as staging:
+        write_artifact(staging)
+        raise error
+
+
+def dead_pid() -> int:
+    child = start("")
+    child.communicate()
+    return child.pid
+
+
+def test_clean_exit(tmp_path: Path) -> None:
+    final = tmp_path / "deep" / "out"
+    with staged_directory(final) as staging:
+        assert staging.parent == final.parent
+        assert not final.exists()
+        write_artifact(staging)
+    assert open_directory(final).manifest.model == "tiny"
+    assert names(final.parent) == ["out"]
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit, OSError])
+def test_any_exception_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
+    final = tmp_path / "out"
+    with pytest.raises(kind):
+        stage_and_raise(final, kind())
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_an_exception_keeps_what_was_to_be_replaced(tmp_path: Path, kind: type[BaseException]) -> None:
+    final = write_artifact(tmp_path / "out", b"old!")
+    with pytest.raises(kind):
+        stage_and_raise(final, kind(), force=True)
+    assert names(tmp_path) == ["out"]
+    assert (final / "model.gguf").read_bytes() == b"old!"
+
+
+def test_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
+    final = write_artifact(tmp_path / "out", b"old!")
+    with pytest.raises(OutputExistsError, match="exists already") as caught, staged_directory(final):
+        pytest.fail("the body ran")
+    assert "--force" in (caught.value.hint or "")
+    assert (final / "model.gguf").read_bytes() == b"old!"
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["renameat2", "two renames"])
+def test_force_replaces_an_artifact_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(artifact, "_exchange", lambda one, other: False)
+    final = write_artifact(tmp_path / "out", b"old!")
+    with staged_directory(final, force=True) as staging:
+        write_artifact(staging, b"new!")
+        assert (final / "model.gguf").read_bytes() == b"old!"
+    assert (final / "model.gguf").read_bytes() == b"new!"
+    assert names(tmp_path) == ["out"]
+
+
+def test_force_does_not_replace_what_is_not_an_artifact(tmp_path: Path) -> None:
+    folder, file, link = tmp_path / "photos", tmp_path / "file", tmp_path / "link"
+    folder.mkdir()
+    (folder / "cat.jpg").write_bytes(b"cat")
+    file.write_bytes(b"text")
+    link.symlink_to(write_artifact(tmp_path / "real"))
+    for final in (folder, file, link):
+        with pytest.raises(OutputExistsError, match="not an artifact"), staged_directory(final, force=True):
+            pytest.fail("the body ran")
+    assert (folder / "cat.jpg").read_bytes() == b"cat"
+    assert file.read_bytes() == b"text"
+    assert link.is_symlink()
+
+
+def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputExistsError), staged_directory(tmp_path / "out"):
+        pytest.fail("the body ran")
+
+
+def test_a_name_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+
+    def race() -> None:
+        with staged_directory(final) as staging:
+            write_artifact(staging)
+            write_artifact(final, b"them")
+
+    with pytest.raises(OutputExistsError, match="appeared while"):
+        race()
+    assert (final / "model.gguf").read_bytes() == b"them"
+    assert names(tmp_path) == ["out"]
+
+
+def test_leftovers_of_the_dead_are_removed_and_of_the_living_kept(tmp_path: Path) -> None:
+    dead = tmp_path / f".out.partial-{dead_pid()}-0123abcd"
+    alive = tmp_path / f".out.partial-{os.getpid()}-0123abcd"
+    other = tmp_path / f".other.partial-{dead_pid()}-0123abcd"
+    unlike = tmp_path / ".out.partial-notes"
+    for folder in (dead, alive, other, unlike):
+        write_artifact(folder)
+    with staged_directory(tmp_path / "out") as staging:
+        write_artifact(staging)
+    assert names(tmp_path) == sorted([alive.name, other.name, unlike.name, "out"])
+
+
+def test_a_leftover_that_is_a_link_is_unlinked_not_followed(tmp_path: Path) -> None:
+    target = write_artifact(tmp_path / "real")
+    link = tmp_path / f".out.partial-{dead_pid()}-0123abcd"
+    link.symlink_to(target)
+    with staged_directory(tmp_path / "out") as staging:
+        write_artifact(staging)
+    assert names(tmp_path) == ["out", "real"]
+    assert names(target) == ["manifest.json", "model.gguf"]
+
+
+def test_killed_in_the_middle(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys\n"
+        "from edgellm.artifact import staged_directory\n"
+        "with staged_directory(pathlib.Path(sys.argv[1])) as staging:\n"
+        "    (staging / 'model.gguf').write_bytes(b'half')\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    final = tmp_path / "out"
+    with start(code, final, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"ready\n"
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    assert not final.exists()
+    leftovers = names(tmp_path)
+    assert len(leftovers) == 1
+    assert f"-{child.pid}-" in leftovers[0]
+    with staged_directory(final) as staging:
+        write_artifact(staging)
+    assert names(tmp_path) == ["out"]
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, n_bytes: int) -> Iterator[bool]:
+    """A file system of that size at `place` where mounting is allowed; yields whether it is there."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", str(place)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(place)], check=True)
+
+
+FILL = """
+import pathlib, resource, signal, sys
+from edgellm.artifact import staged_directory, write_error
+from edgellm.errors import OutputError
+final, limit = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+if limit:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    with staged_directory(final, force=True) as staging:
+        path = staging / "model.gguf"
+        try:
+            path.write_bytes(bytes(1 << 20))
+        except OSError as err:
+            raise write_error(path, err) from err
+except OutputError as err:
+    print(err, err.hint)
+    sys.exit(err.exit_code)
+"""
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    limit_bytes = 64 * 1024
+    with small_disk(tmp_path / "disk", limit_bytes) as mounted:
+        final = write_artifact(tmp_path / "disk" / "out", b"old!")
+        child = start(FILL, final, "0" if mounted else str(limit_bytes), stdout=subprocess.PIPE)
+        words, _ = child.communicate()
+        assert child.returncode == OutputError.exit_code == 74
+        assert b"cannot be written" in words
+        if mounted:
+            assert b"free some space" in words
+        assert names(tmp_path / "disk") == ["out"]
+        assert (final / "model.gguf").read_bytes() == b"old!"
+
+
+def test_a_place_that_cannot_be_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="cannot be written"), staged_directory(tmp_path / "file" / "out"):
+        pytest.fail("the body ran")
+
+
+def test_staged_file_replaces_in_one_step(tmp_path: Path) -> None:
+    final = tmp_path / "report.json"
+    final.write_text("old")
+    with staged_file(final) as temporary:
+        temporary.write_text("new")
+        assert final.read_text() == "old"
+    assert final.read_text() == "new"
+
+    def interrupted() -> None:
+        with staged_file(final) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert final.read_text() == "new"
+    assert names(tmp_path) == ["report.json"]
+
+
+def test_staged_file_that_was_never_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError), staged_file(tmp_path / "report.json"):
+        pass
+    assert names(tmp_path) == []

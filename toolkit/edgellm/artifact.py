@@ -1,0 +1,403 @@
+"""Artifact: a converted model as a directory, with its manifest and receipt; and how a directory appears whole.
+
+    manifest.json   what it is, where it came from, how and why it was made, sha256 of every other file
+    model.gguf      the model
+    tokenizer.json  the source's own tokenizer, where it has one
+    receipt.json    how far it is from its source, where that was measured
+
+Nothing here reads weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from edgellm.errors import ArtifactError, MissingInputError, OutputError, OutputExistsError
+from edgellm.formats.records import Record, from_json, read_bounded, replace, to_json
+
+MANIFEST_SCHEMA = "edgellm.manifest/1"
+RECEIPT_SCHEMA = "edgellm.receipt/1"
+MANIFEST_NAME = "manifest.json"
+RECEIPT_NAME = "receipt.json"
+MAX_MANIFEST_BYTES = 16 * 1024**2
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+class Reason(Record):
+    """One choice of a recipe and why it was made."""
+
+    choice: str
+    because: str
+
+
+class Recipe(Record):
+    """How a model is converted, resolved to every tensor, with the reason for each choice.
+
+    Attributes:
+        quant: the name asked for or chosen, for example `Q4_K_M`.
+        tensor_types: GGUF tensor name -> ggml type.
+        kv_type, context, threads, offload: defaults for running it on the target.
+        steps: what will be done, in order.
+    """
+
+    format: Literal["gguf", "onnx"]
+    quant: str
+    tensor_types: dict[str, str]
+    kv_type: str
+    context: int
+    threads: int | None
+    offload: str
+    steps: list[str]
+    reasons: list[Reason]
+
+
+class FileEntry(Record):
+    """A file of the artifact."""
+
+    name: str
+    n_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_file_name(self.name)
+        if not _SHA256.match(self.sha256):
+            raise ValueError(f"sha256 of {self.name!r} is not 64 hexadecimal digits")
+
+
+class Parent(Record):
+    """A file the artifact was made from."""
+
+    name: str
+    n_bytes: int
+    sha256: str
+
+
+class Manifest(Record):
+    """What an artifact is and where it came from.
+
+    Attributes:
+        bpw: 8 * tensor bytes / n_params, from the real bytes.
+        licence: as the source states it; None where it states none.
+    """
+
+    schema: str
+    model: str
+    revision: str | None
+    architecture: str
+    format: Literal["gguf", "onnx"]
+    quant: str
+    n_params: int
+    file_bytes: int
+    bpw: float
+    context_train: int
+    target: str
+    recipe: Recipe | None
+    files: list[FileEntry]
+    parents: list[Parent]
+    tool_versions: dict[str, str]
+    argv: list[str]
+    licence: str | None
+    created_at: str | None
+    warnings: list[str] = []
+
+    def __post_init__(self) -> None:
+        if self.schema != MANIFEST_SCHEMA:
+            raise ValueError(f"schema is {self.schema!r}, expected {MANIFEST_SCHEMA!r}")
+
+
+class GoldenOutput(Record):
+    """The greedy continuation of a fixed prompt."""
+
+    prompt: str
+    token_ids: list[int]
+    text: str
+
+
+class Receipt(Record):
+    """How far the converted model is from its reference, on the same token ids.
+
+    KL divergence is KL(reference || converted) in nats per token; errors are standard errors of the mean.
+    """
+
+    schema: str
+    reference: str
+    reference_engine: str
+    reference_sha256: str
+    text_name: str
+    text_sha256: str
+    n_tokens: int
+    kl_mean: float
+    kl_mean_error: float
+    kl_p99: float
+    top1_agreement: float
+    top1_agreement_error: float
+    perplexity_ratio: float
+    perplexity_ratio_error: float
+    golden: list[GoldenOutput]
+    max_kl: float
+    verdict: Literal["pass", "fail"]
+
+    def __post_init__(self) -> None:
+        if self.schema != RECEIPT_SCHEMA:
+            raise ValueError(f"schema is {self.schema!r}, expected {RECEIPT_SCHEMA!r}")
+
+
+class Artifact(Record):
+    """An artifact on disk, or a plain GGUF file with a manifest derived from its header."""
+
+    path: str
+    manifest: Manifest
+    model_path: str
+    tokenizer_path: str | None
+    receipt: Receipt | None
+
+
+def check_file_name(name: str) -> str:
+    """A plain file name: no directory, no way out.
+
+    Raises:
+        ValueError: the name is empty, hidden by a separator, a dot name, or holds control characters.
+    """
+    if not name or name in {".", ".."} or re.search(r'[/\\:\x00-\x1f]', name) or len(name.encode()) > 255:
+        raise ValueError(f"not a plain file name: {name!r}")
+    return name
+
+
+def open_directory(directory: Path) -> Artifact:
+    """Read an artifact's manifest and check that its files are there with their sizes; hashes are `verify`'s work.
+
+    Raises:
+        MissingInputError: no manifest.  BadInputError: a malformed one.  ArtifactError: a file is missing or has another size.
+    """
+    manifest_path = directory / MANIFEST_NAME
+    if not manifest_path.is_file():
+        raise MissingInputError(
+            f"{directory}: no {MANIFEST_NAME}, so not an artifact",
+            hint="convert a model first: edgellm convert MODEL",
+        )
+    manifest = from_json(Manifest, read_bounded(manifest_path, MAX_MANIFEST_BYTES), str(manifest_path))
+    names = set()
+    for entry in manifest.files:
+        path = directory / entry.name
+        if path.is_symlink() or not path.is_file():
+            raise ArtifactError(f"{path}: named in the manifest but not a file there", hint="convert the model again")
+        seen_bytes = path.stat().st_size
+        if seen_bytes != entry.n_bytes:
+            raise ArtifactError(
+                f"{path}: {seen_bytes} bytes, the manifest says {entry.n_bytes}", hint="convert the model again"
+            )
+        names.add(entry.name)
+    model_name = f"model.{manifest.format}"
+    if model_name not in names:
+        raise ArtifactError(f"{manifest_path}: lists no {model_name}", hint="convert the model again")
+    receipt = None
+    if RECEIPT_NAME in names:
+        receipt_path = directory / RECEIPT_NAME
+        receipt = from_json(Receipt, read_bounded(receipt_path, MAX_MANIFEST_BYTES), str(receipt_path))
+    return Artifact(
+        path=str(directory),
+        manifest=manifest,
+        model_path=str(directory / model_name),
+        tokenizer_path=str(directory / "tokenizer.json") if "tokenizer.json" in names else None,
+        receipt=receipt,
+    )
+
+
+def verify_hashes(artifact: Artifact, progress: Callable[[int], None] | None = None) -> None:
+    """Compare every file with the sha256 in the manifest.
+
+    Args:
+        progress: called with the number of bytes just hashed.
+
+    Raises:
+        ArtifactError: a file differs; the message names it and both hashes.
+    """
+    for entry in artifact.manifest.files:
+        path = Path(artifact.path) / entry.name
+        seen = sha256_file(path, progress)
+        if seen != entry.sha256:
+            raise ArtifactError(
+                f"{path}: sha256 is {seen}, the manifest says {entry.sha256}", hint="convert the model again"
+            )
+
+
+def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_CHUNK_BYTES):
+            digest.update(block)
+            if progress:
+                progress(len(block))
+    return digest.hexdigest()
+
+
+def entry_for(path: Path) -> FileEntry:
+    """The manifest's entry for a small file just written."""
+    return FileEntry(name=path.name, n_bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record to a new name and sync it."""
+    with path.open("xb") as file:
+        file.write(to_json(record))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def staged_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
+    """A directory that appears under its final name whole, or not at all.
+
+    Yields a new directory beside `final`. On a clean exit it takes the final name in one step (with `force`, an older
+    artifact keeps its name until that step); on any error it is removed. What an earlier, killed process left
+    behind for this name is removed first.
+
+    Raises:
+        OutputExistsError: `final` exists and `force` is false, or it is not an artifact and must not be replaced.
+        OutputError: the place cannot be written.
+    """
+    check_output_free(final, force=force)
+    staging = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(final)
+        staging = final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+        staging.mkdir()
+    except OSError as err:
+        raise write_error(final, err) from err
+    try:
+        yield staging
+        try:
+            _sync_directory(staging)
+            _take_name(staging, final, force=force)
+        except OSError as err:
+            raise write_error(final, err) from err
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_output_free(final: Path, *, force: bool) -> None:
+    """Refuse early what `staged_directory` would refuse at the end.
+
+    Raises:
+        OutputExistsError: as in `staged_directory`.
+    """
+    if not os.path.lexists(final):
+        return
+    if not force:
+        raise OutputExistsError(f"{final}: exists already", hint="choose another -o, or --force to replace it")
+    if final.is_symlink() or not (final / MANIFEST_NAME).is_file():
+        raise OutputExistsError(
+            f"{final}: exists and is not an artifact of edgellm, so --force does not replace it",
+            hint="choose another -o, or remove it yourself",
+        )
+
+
+@contextlib.contextmanager
+def staged_file(final: Path) -> Iterator[Path]:
+    """Like `staged_directory`, for one file that replaces an older one.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    temporary = final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, final)
+    except OSError as err:
+        raise write_error(final, err) from err
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_error(path: Path, err: OSError) -> OutputError:
+    """An OSError while writing, as ours, with a hint that fits the cause."""
+    import errno
+
+    hints = {
+        errno.ENOSPC: "free some space or choose a -o on another disk",
+        errno.EDQUOT: "your quota is used up: choose a -o elsewhere",
+        errno.EACCES: "choose a -o that you may write to",
+        errno.EPERM: "choose a -o that you may write to",
+        errno.EROFS: "that file system is read-only: choose a -o elsewhere",
+        errno.ENOTDIR: "a part of that path is a file: choose another -o",
+        errno.EEXIST: "something else made that name meanwhile: choose another -o",
+    }
+    return OutputError(f"{path}: cannot be written: {err.strerror or err}", hint=hints.get(err.errno or 0))
+
+
+def _take_name(staging: Path, final: Path, *, force: bool) -> None:
+    if not os.path.lexists(final):
+        staging.rename(final)
+    elif force:
+        if not _exchange(staging, final):
+            aside = final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+            final.rename(aside)
+            staging.rename(final)
+            shutil.rmtree(aside, ignore_errors=True)
+    else:
+        raise OutputExistsError(f"{final}: appeared while converting", hint="choose another -o, or --force")
+    _sync_directory(final.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names atomically where the kernel can (Linux renameat2); False where it cannot."""
+    import ctypes
+
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    done: int = renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange)
+    return done == 0
+
+
+def _remove_abandoned(final: Path) -> None:
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.partial-(\d+)-[0-9a-f]{{8}}\Z")
+    for path in final.parent.iterdir():
+        match = pattern.match(path.name)
+        if match and not _alive(int(match[1])):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name != "posix":
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def now_utc() -> str:
+    """The time now, RFC 3339 in UTC with seconds."""
+    import datetime
+
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

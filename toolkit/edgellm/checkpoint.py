@@ -1,0 +1,200 @@
+"""Checkpoint: a source model as lazily read data, from a Hugging Face directory or a GGUF file.
+
+Nothing here runs code from a repository: config.json is plain JSON, tensors are safetensors or GGUF, and every name
+in a file goes through one `safe_join`. Pickled weights are refused, with no flag to allow them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from edgellm.errors import BadInputError, MissingInputError, UnsafeInputError
+from edgellm.formats import gguf, gguf_vocab, ggml_types, plain_json, safetensors
+from edgellm.formats.paths import safe_join
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MAX_TOKENIZER_BYTES = 64 * 1024**2
+_SAFETENSORS_TYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
+
+
+class SourceTensor(NamedTuple):
+    """A tensor that can be read: its ggml type, its shape (rows first) and where its bytes are."""
+
+    name: str
+    type_name: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    n_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A source model.
+
+    Attributes:
+        kind: `hf` for a Hugging Face directory, `gguf` for one file.
+        path: the directory or the file.
+        config: config.json as plain data; empty for a GGUF.
+        tensors: by the source's own names, in file order.
+        files: every file the conversion reads, for provenance.
+        tokenizer_path: tokenizer.json, where there is one.
+        gguf: the parsed header, for a GGUF.
+    """
+
+    kind: Literal["hf", "gguf"]
+    name: str
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, SourceTensor]
+    files: tuple[Path, ...]
+    tokenizer_path: Path | None
+    tokenizer_config: dict[str, Any]
+    chat_template: str | None
+    licence: str | None
+    gguf: gguf.GGUFFile | None = None
+
+
+def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
+    """Open a Hugging Face directory or a GGUF file.
+
+    Args:
+        name: what to call the model; by default from the path.
+
+    Raises:
+        MissingInputError: nothing there, or no weights in it.
+        BadInputError: malformed files.  UnsafeInputError: only pickled weights, or a name that leaves the directory.
+    """
+    if path.is_dir():
+        return _open_directory(path, name or path.resolve().name)
+    if path.is_file():
+        return _open_gguf(path, name or path.stem)
+    raise MissingInputError(
+        f"no model at {str(path)!r}", hint="give a Hugging Face directory, a .gguf file, or builtin:smollm2"
+    )
+
+
+def _open_directory(directory: Path, name: str) -> Checkpoint:
+    config_path = directory / "config.json"
+    if not config_path.is_file():
+        raise MissingInputError(
+            f"{directory}: no config.json, so not a Hugging Face model directory",
+            hint="give the directory that holds config.json and *.safetensors, or a .gguf file",
+        )
+    config = plain_json.read_json(config_path)
+    shards = _shards(directory)
+    tensors: dict[str, SourceTensor] = {}
+    for shard in shards:
+        for view in safetensors.read_safetensors(shard).tensors.values():
+            if view.name in tensors:
+                raise BadInputError(f"{shard}: tensor {view.name!r} is also in {tensors[view.name].path.name}")
+            type_name = _SAFETENSORS_TYPES.get(view.dtype)
+            if type_name is None:
+                raise BadInputError(
+                    f"{shard}: tensor {view.name!r} has type {view.dtype}; F32, F16 and BF16 can be converted"
+                )
+            tensors[view.name] = SourceTensor(view.name, type_name, view.shape, shard, view.offset, view.n_bytes)
+    tokenizer_path = directory / "tokenizer.json"
+    tokenizer_config = _optional_json(directory / "tokenizer_config.json")
+    files = [config_path, *shards]
+    files += [path for path in (tokenizer_path, directory / "tokenizer_config.json") if path.is_file()]
+    return Checkpoint(
+        kind="hf",
+        name=name,
+        path=directory,
+        config=config,
+        tensors=tensors,
+        files=tuple(files),
+        tokenizer_path=tokenizer_path if tokenizer_path.is_file() else None,
+        tokenizer_config=tokenizer_config,
+        chat_template=_chat_template(directory, tokenizer_config),
+        licence=_licence(directory),
+    )
+
+
+def _shards(directory: Path) -> list[Path]:
+    index_path = directory / "model.safetensors.index.json"
+    if index_path.is_file():
+        names = sorted(set(safetensors.read_index(index_path).values()))
+        shards = [safe_join(directory, name) for name in names]
+        for shard in shards:
+            if not shard.is_file():
+                raise MissingInputError(f"{shard}: named in {index_path.name} but not there")
+        return shards
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [safe_join(directory, single.name)]
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        raise UnsafeInputError(
+            f"{directory}: its only weights are pickles ({', '.join(pickles[:3])}), which can run code when read",
+            hint="get the model's safetensors files, or convert it with its own tools first",
+        )
+    raise MissingInputError(
+        f"{directory}: no model.safetensors and no model.safetensors.index.json",
+        hint="download the *.safetensors files of the model",
+    )
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return plain_json.read_json(path) if path.is_file() else {}
+
+
+def _chat_template(directory: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    separate = directory / "chat_template.jinja"
+    if separate.is_file():
+        if separate.stat().st_size > 1 << 20:
+            raise BadInputError(f"{separate}: larger than 1 MiB")
+        return separate.read_text(encoding="utf-8", errors="strict")
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _licence(directory: Path) -> str | None:
+    """The `license:` line of the model card's front matter."""
+    card = directory / "README.md"
+    try:
+        with card.open("rb") as file:
+            text = file.read(8192).decode("utf-8", errors="replace")
+    except OSError:
+        return None
+    if not text.startswith("---"):
+        return None
+    for line in text.splitlines()[1:]:
+        if line.strip() == "---":
+            break
+        key, _, value = line.partition(":")
+        if key.strip() == "license" and value.strip():
+            return value.strip()[:100]
+    return None
+
+
+def _open_gguf(path: Path, name: str) -> Checkpoint:
+    file = gguf.read_gguf(path)
+    gguf_vocab.validate_vocab(file)
+    tensors = {
+        t.name: SourceTensor(t.name, t.type_name, t.shape, path, t.offset, t.n_bytes) for t in file.tensors.values()
+    }
+    unreadable = next((t for t in tensors.values() if t.type_name not in ggml_types.BY_NAME), None)
+    if unreadable:
+        raise BadInputError(f"{path}: tensor {unreadable.name!r} has type {unreadable.type_name}, which is not known")
+    template = file.metadata.get("tokenizer.chat_template")
+    licence = file.metadata.get("general.license")
+    return Checkpoint(
+        kind="gguf",
+        name=name,
+        path=path,
+        config={},
+        tensors=tensors,
+        files=(path,),
+        tokenizer_path=None,
+        tokenizer_config={},
+        chat_template=str(template.value) if template else None,
+        licence=str(licence.value) if licence else None,
+        gguf=file,
+    )

@@ -1,0 +1,1 @@
+"""Conversion: checkpoint -> recipe -> artifact. See `pipeline` for the order of steps."""

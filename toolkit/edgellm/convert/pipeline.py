@@ -1,0 +1,186 @@
+"""The order of steps: open, plan, recipe, write, manifest. What comes out is a complete directory, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edgellm import artifact
+from edgellm.artifact import Manifest, Parent, Recipe
+from edgellm.checkpoint import Checkpoint
+from edgellm.convert import architectures, mixture, recipe as recipes, tokenizer, writer
+from edgellm.convert.source import HeaderValue, Source, from_gguf
+from edgellm.shape import n_elements, tensor_bytes
+from edgellm.targets import Target
+
+QUANTIZATION_VERSION = 2
+TokenizeFile = Callable[[Path, Sequence[str]], list[list[int]]]
+
+
+def read_source(checkpoint: Checkpoint) -> Source:
+    """A checkpoint as tensors and header in GGUF's terms; no weight is read."""
+    return from_gguf(checkpoint) if checkpoint.kind == "gguf" else architectures.read_source(checkpoint)
+
+
+def add_vocabulary(source: Source, tokenize_file: TokenizeFile) -> tuple[Source, str | None]:
+    """The source with its vocabulary in the header, and how the pre-tokenizer was found.
+
+    Args:
+        tokenize_file: (vocabulary-only GGUF, texts) -> llama.cpp's token ids; run in a child by the caller, since a
+            foreign vocabulary can bring native code down.
+    """
+    checkpoint = source.checkpoint
+    if checkpoint.kind == "gguf":
+        return source, None
+    vocabulary = tokenizer.read_vocabulary(checkpoint, source.shape.vocab_size)
+    path = checkpoint.tokenizer_path
+    assert path is not None
+    add_bos = tokenizer.adds_bos(path, vocabulary.special.get("bos"))
+    vocabulary = tokenizer.dataclasses.replace(vocabulary, add_bos=add_bos)
+    with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
+
+        def tokenize(pre: str, texts: Sequence[str]) -> list[list[int]]:
+            header = {**source.header, **vocabulary.header(pre, None)}
+            trial = Path(folder) / f"{pre}.gguf"
+            writer.write_gguf(trial, _without_tensors(source), {}, header, n_workers=1)
+            return tokenize_file(trial, texts)
+
+        pre, evidence = tokenizer.choose_pre_tokenizer(vocabulary, path, tokenize)
+    header = {**source.header, **vocabulary.header(pre, checkpoint.chat_template)}
+    said = f"pre-tokenizer {pre}: {evidence}"
+    return tokenizer.dataclasses.replace(source, header=header), said
+
+
+def write_model(
+    path: Path, source: Source, recipe: Recipe, *, n_workers: int, progress: writer.Progress | None = None
+) -> writer.Written:
+    """Write the GGUF that the recipe describes to a new file."""
+    header = {
+        **source.header,
+        "general.file_type": HeaderValue("UINT32", mixture.find(recipe.quant).file_type),
+        "general.quantization_version": HeaderValue("UINT32", QUANTIZATION_VERSION),
+    }
+    return writer.write_gguf(path, source, recipe.tensor_types, header, n_workers=n_workers, progress=progress)
+
+
+def convert(
+    source: Source,
+    target: Target,
+    recipe: Recipe,
+    staging: Path,
+    *,
+    n_workers: int,
+    argv: list[str],
+    progress: writer.Progress | None = None,
+    note: str | None = None,
+) -> Manifest:
+    """Write model.gguf and tokenizer.json into `staging` and return the manifest that describes them."""
+    import concurrent.futures as futures
+
+    checkpoint = source.checkpoint
+    with futures.ThreadPoolExecutor(1) as hashing, _one_line_io_errors(staging):
+        parents = [(path, hashing.submit(artifact.sha256_file, path)) for path in checkpoint.files]
+        written = write_model(staging / "model.gguf", source, recipe, n_workers=n_workers, progress=progress)
+        entries = [
+            artifact.FileEntry(name="model.gguf", n_bytes=written.file_bytes, sha256=written.sha256),
+        ]
+        if checkpoint.tokenizer_path:
+            shutil.copyfile(checkpoint.tokenizer_path, staging / "tokenizer.json")
+            entries.append(artifact.entry_for(staging / "tokenizer.json"))
+        parent_records = [
+            Parent(name=path.name, n_bytes=path.stat().st_size, sha256=digest.result()) for path, digest in parents
+        ]
+    return Manifest(
+        schema=artifact.MANIFEST_SCHEMA,
+        model=checkpoint.name,
+        revision=None,
+        architecture=source.shape.architecture,
+        format="gguf",
+        quant=recipe.quant,
+        n_params=source.shape.n_params,
+        file_bytes=written.file_bytes,
+        bpw=8 * written.tensor_bytes / source.shape.n_params,
+        context_train=source.shape.context_train,
+        target=target.id,
+        recipe=recipe if note is None else _with_note(recipe, note),
+        files=entries,
+        parents=parent_records,
+        tool_versions=tool_versions(),
+        argv=argv,
+        licence=checkpoint.licence,
+        created_at=artifact.now_utc(),
+        warnings=conversion_warnings(source, recipe),
+    )
+
+
+def conversion_warnings(source: Source, recipe: Recipe) -> list[str]:
+    """What a user should know before trusting the result."""
+    lossy = recipes.requantized(source, recipe.tensor_types)
+    if not lossy:
+        return []
+    return [
+        f"the source is already quantized ({', '.join(lossy)}): converting it again loses more than converting the original"
+    ]
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what takes part in a conversion."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("edgellm", "llama-cpp-python", "gguf", "numpy", "tokenizers"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def manifest_of_gguf(checkpoint: Checkpoint) -> Manifest:
+    """A manifest for a plain GGUF made elsewhere, derived from its header; nothing is hashed."""
+    source = from_gguf(checkpoint)
+    file = checkpoint.gguf
+    assert file is not None
+    types = source.base_types()
+    n_params = sum(n_elements(t.shape) for t in source.tensors)
+    size = sum(tensor_bytes(t.shape, types[t.name]) for t in source.tensors)
+    file_type = file.get("general.file_type", int, None)
+    names = {quant.file_type: quant.name for quant in mixture.QUANTS.values()}
+    return Manifest(
+        schema=artifact.MANIFEST_SCHEMA,
+        model=checkpoint.name,
+        revision=None,
+        architecture=source.shape.architecture,
+        format="gguf",
+        quant=names.get(file_type, f"file type {file_type}") if file_type is not None else "not stated",
+        n_params=n_params,
+        file_bytes=file.file_bytes,
+        bpw=8 * size / n_params if n_params else 0.0,
+        context_train=source.shape.context_train,
+        target="not stated",
+        recipe=None,
+        files=[],
+        parents=[],
+        tool_versions={},
+        argv=[],
+        licence=checkpoint.licence,
+        created_at=None,
+    )
+
+
+def _with_note(recipe: Recipe, note: str) -> Recipe:
+    choice, _, because = note.partition(": ")
+    return artifact.replace(recipe, reasons=[*recipe.reasons, artifact.Reason(choice=choice, because=because)])
+
+
+def _without_tensors(source: Source) -> Source:
+    return tokenizer.dataclasses.replace(source, tensors=())
+
+
+@contextlib.contextmanager
+def _one_line_io_errors(staging: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise artifact.write_error(staging, err) from err

@@ -1,0 +1,129 @@
+"""What a conversion reads: every output tensor with its origin, and the header it will stand under.
+
+An architecture file turns a Hugging Face checkpoint into a `Source`; a GGUF already is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgellm.checkpoint import Checkpoint, SourceTensor
+from edgellm.errors import UnsupportedError
+from edgellm.formats import gguf, gguf_model
+from edgellm.shape import ModelShape
+
+FLOATS = ("F32", "F16", "BF16")
+ValueType = Literal["UINT32", "INT32", "FLOAT32", "STRING", "BOOL", "UINT64"]
+
+
+class PlannedTensor(NamedTuple):
+    """One tensor of the output.
+
+    Attributes:
+        name, shape: in GGUF's terms, rows first.
+        origin: where its values are, or the values themselves (float32) if they are computed.
+        rotary_heads: > 0 where rows must go from Hugging Face's rotary order (two halves of a head) to GGUF's
+            (interleaved pairs), head by head.
+        always_f32: kept in F32 whatever the recipe says (vectors, norms).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    origin: SourceTensor | npt.NDArray[np.float32]
+    rotary_heads: int = 0
+    always_f32: bool = False
+
+    @property
+    def source_type(self) -> str:
+        """ggml type of the values where they come from."""
+        return "F32" if isinstance(self.origin, np.ndarray) else self.origin.type_name
+
+    @property
+    def n_rows(self) -> int:
+        """Rows, all experts together."""
+        rows = 1
+        for length in self.shape[:-1]:
+            rows *= length
+        return rows
+
+    def source_rows(self, low: int, high: int) -> npt.NDArray[np.int64]:
+        """Where output rows low..high-1 stand in the origin."""
+        rows = np.arange(low, high)
+        if not self.rotary_heads:
+            return rows
+        head_rows = self.n_rows // self.rotary_heads
+        head, within = np.divmod(rows, head_rows)
+        pair, half = np.divmod(within, 2)
+        return head * head_rows + half * (head_rows // 2) + pair
+
+
+class HeaderValue(NamedTuple):
+    """A value of the GGUF header; `element_type` for arrays."""
+
+    type: str
+    value: Any
+    element_type: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Everything a recipe needs to know and a writer needs to read; `shape` lists the tensors in the same order."""
+
+    checkpoint: Checkpoint
+    shape: ModelShape
+    tensors: tuple[PlannedTensor, ...]
+    header: dict[str, HeaderValue]
+
+    def base_types(self) -> dict[str, str]:
+        """The type each tensor has before a recipe changes it: F32 for vectors and norms, else the source's."""
+        return {t.name: "F32" if t.always_f32 else t.source_type for t in self.tensors}
+
+
+def from_gguf(checkpoint: Checkpoint) -> Source:
+    """A GGUF as the source of another: same tensors, same header."""
+    file = checkpoint.gguf
+    if file is None:
+        raise ValueError("not a GGUF checkpoint")
+    hyper = gguf_model.read_hyperparameters(file)
+    tensors = in_file_order([PlannedTensor(t.name, t.shape, t) for t in checkpoint.tensors.values()])
+    unreadable = next((t for t in tensors if t.source_type in {"I8", "I16", "I32", "I64", "F64"}), None)
+    if unreadable:
+        raise UnsupportedError(
+            f"{checkpoint.path}: tensor {unreadable.name!r} has type {unreadable.source_type}, which cannot be converted"
+        )
+    shape = ModelShape(
+        architecture=hyper.architecture,
+        tensors={t.name: t.shape for t in tensors},
+        n_layers=hyper.n_layers,
+        n_heads=hyper.n_heads,
+        n_kv_heads=hyper.n_kv_heads,
+        head_size=hyper.head_size_k,
+        value_head_size=hyper.head_size_v,
+        vocab_size=hyper.vocab_size or 0,
+        context_train=hyper.context_train,
+        embedding_size=hyper.embedding_size,
+        window=hyper.window,
+        n_experts=hyper.n_experts,
+        n_experts_used=hyper.n_experts_used,
+    )
+    header = {key: _carry(value) for key, value in file.metadata.items() if not key.startswith("split.")}
+    return Source(checkpoint, shape, tensors, header)
+
+
+def in_file_order(tensors: list[PlannedTensor]) -> tuple[PlannedTensor, ...]:
+    """llama.cpp's order: tensors outside the blocks first, then block by block, by name."""
+
+    def key(tensor: PlannedTensor) -> tuple[int, str]:
+        parts = tensor.name.split(".")
+        layer = int(parts[1]) if parts[0] == "blk" and parts[1].isdigit() else -1
+        return (layer, tensor.name)
+
+    return tuple(sorted(tensors, key=key))
+
+
+def _carry(value: gguf.GGUFValue) -> HeaderValue:
+    return HeaderValue(value.type, value.value, value.element_type)

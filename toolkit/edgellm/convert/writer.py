@@ -1,0 +1,223 @@
+"""One streaming pass from a source to a finished GGUF file.
+
+Sizes are known before the first byte, so the header comes first and nothing is rewritten. Slabs of rows are read by
+pread, changed and quantized by worker threads, and written and hashed in order; memory stays at a few slabs however
+large the model is.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures as futures
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgellm.convert.source import HeaderValue, PlannedTensor, Source
+from edgellm.errors import BadInputError, OutputError
+from edgellm.formats import ggml_types
+from edgellm.native import ggml
+from edgellm.shape import tensor_bytes
+
+SLAB_WEIGHTS = 1 << 19
+ALIGNMENT = 32
+Progress = Callable[[int], None]
+
+
+class Written(NamedTuple):
+    """What was written: bytes and hash of the file, and of the tensors alone."""
+
+    file_bytes: int
+    tensor_bytes: int
+    sha256: str
+
+
+def write_gguf(
+    path: Path,
+    source: Source,
+    types: dict[str, str],
+    header: dict[str, HeaderValue],
+    *,
+    n_workers: int,
+    progress: Progress | None = None,
+) -> Written:
+    """Write the model to a new file.
+
+    Args:
+        types: ggml type of every tensor.
+        progress: called with the number of weights just written.
+
+    Raises:
+        BadInputError: a source file is shorter than its header said, or holds NaN or infinity.
+        OSError: the file cannot be written.
+    """
+    _write_header(path, source, types, header)
+    digest = hashlib.sha256()
+    with path.open("r+b") as out:
+        while block := out.read(1 << 20):
+            digest.update(block)
+        data_bytes = 0
+        with _Readers() as readers, futures.ThreadPoolExecutor(n_workers) as pool:
+            for tensor, n_weights, data in _in_order(pool, n_workers, source, types, readers):
+                if data is None:
+                    padding = bytes(-tensor_bytes(tensor.shape, types[tensor.name]) % ALIGNMENT)
+                    out.write(padding)
+                    digest.update(padding)
+                    continue
+                out.write(data)
+                digest.update(data)
+                data_bytes += len(data)
+                if progress:
+                    progress(n_weights)
+        out.flush()
+        os.fsync(out.fileno())
+        return Written(out.tell(), data_bytes, digest.hexdigest())
+
+
+def needed_bytes(source: Source, types: dict[str, str]) -> int:
+    """Bytes of the tensors with padding; the header comes on top."""
+    return sum(
+        size + -size % ALIGNMENT
+        for size in (tensor_bytes(t.shape, types[t.name]) for t in source.tensors)
+    )
+
+
+def _write_header(path: Path, source: Source, types: dict[str, str], header: dict[str, HeaderValue]) -> None:
+    from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+
+    writer: Any = GGUFWriter(None, source.shape.architecture)
+    writer.kv_data[0].clear()
+    for key, entry in header.items():
+        sub_type = GGUFValueType[entry.element_type] if entry.element_type else None
+        value = entry.value.tolist() if isinstance(entry.value, np.ndarray) else entry.value
+        writer.add_key_value(key, value, GGUFValueType[entry.type], sub_type=sub_type)
+    for tensor in source.tensors:
+        kind = ggml_types.BY_NAME[types[tensor.name]]
+        byte_shape = (*tensor.shape[:-1], kind.row_bytes(tensor.shape[-1]))
+        writer.add_tensor_info(
+            tensor.name, byte_shape, np.dtype(np.uint8), tensor_bytes(tensor.shape, kind.name),
+            raw_dtype=GGMLQuantizationType(kind.number),
+        )  # fmt: skip
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.write_padding(writer.fout[0], writer.fout[0].tell())
+    writer.close()
+
+
+def _slabs(source: Source) -> Iterator[tuple[PlannedTensor, int, int]]:
+    """(tensor, first row, end row), then (tensor, -1, -1) for the padding after it."""
+    for tensor in source.tensors:
+        step = max(1, SLAB_WEIGHTS // tensor.shape[-1])
+        if tensor.rotary_heads:
+            head_rows = tensor.n_rows // tensor.rotary_heads
+            step = max(head_rows, step // head_rows * head_rows)
+        for low in range(0, tensor.n_rows, step):
+            yield tensor, low, min(low + step, tensor.n_rows)
+        yield tensor, -1, -1
+
+
+def _in_order(
+    pool: futures.ThreadPoolExecutor, n_workers: int, source: Source, types: dict[str, str], readers: _Readers
+) -> Iterator[tuple[PlannedTensor, int, memoryview | None]]:
+    """Slabs computed by the pool, handed out in file order; a few run ahead."""
+    pending: deque[tuple[PlannedTensor, int, futures.Future[memoryview] | None]] = deque()
+    ahead = 2 * n_workers + 1
+    try:
+        for tensor, low, high in _slabs(source):
+            job = pool.submit(_convert_slab, tensor, low, high, types[tensor.name], readers) if low >= 0 else None
+            pending.append((tensor, (high - low) * tensor.shape[-1], job))
+            while len(pending) > ahead:
+                done_tensor, n_weights, done = pending.popleft()
+                yield done_tensor, n_weights, done.result() if done else None
+        while pending:
+            done_tensor, n_weights, done = pending.popleft()
+            yield done_tensor, n_weights, done.result() if done else None
+    finally:
+        for _, _, job in pending:
+            if job:
+                job.cancel()
+
+
+def _convert_slab(tensor: PlannedTensor, low: int, high: int, to_type: str, readers: _Readers) -> memoryview:
+    n_columns = tensor.shape[-1] if len(tensor.shape) > 0 else 1
+    if isinstance(tensor.origin, np.ndarray):
+        rows = tensor.origin.reshape(-1, n_columns)[low:high]
+        return memoryview(ggml.quantize_rows(rows, to_type)).cast("B")
+    packed = _read_rows(tensor, low, high, readers)
+    if tensor.source_type == to_type:
+        ggml.check_rows(packed, to_type, tensor.name)
+        return memoryview(np.ascontiguousarray(packed)).cast("B")
+    rows = ggml.dequantize_rows(packed, tensor.source_type, n_columns)
+    try:
+        return memoryview(ggml.quantize_rows(rows, to_type)).cast("B")
+    except BadInputError as err:
+        raise BadInputError(f"tensor {tensor.name!r}, rows {low} to {high - 1}: {err.message}") from err
+
+
+def _read_rows(tensor: PlannedTensor, low: int, high: int, readers: _Readers) -> ggml.Bytes:
+    """Output rows low..high-1 as stored in the source, (n_rows, row_bytes) uint8."""
+    origin = tensor.origin
+    assert not isinstance(origin, np.ndarray)
+    row_bytes = ggml_types.BY_NAME[origin.type_name].row_bytes(tensor.shape[-1])
+    index = tensor.source_rows(low, high)
+    first, last = int(index.min()), int(index.max())
+    data = readers.read(origin.path, origin.offset + first * row_bytes, (last - first + 1) * row_bytes)
+    block = data.reshape(last - first + 1, row_bytes)
+    return block if not tensor.rotary_heads else block[index - first]
+
+
+class _Readers:
+    """Open source files, read at offsets from any thread."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> _Readers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+
+    def read(self, path: Path, offset: int, n_bytes: int) -> ggml.Bytes:
+        with self._lock:
+            fd = self._open.get(path)
+            if fd is None:
+                fd = self._open[path] = os.open(path, os.O_RDONLY)
+        buffer = np.empty(n_bytes, dtype=np.uint8)
+        done = 0
+        while done < n_bytes:
+            got = os.preadv(fd, [memoryview(buffer)[done:]], offset + done)
+            if got == 0:
+                raise BadInputError(f"{path}: ends at byte {offset + done}, its header promises more; was it truncated?")
+            done += got
+        return buffer
+
+
+def check_free_space(directory: Path, n_bytes: int) -> None:
+    """Refuse before the work starts where the disk cannot hold the result.
+
+    Raises:
+        OutputError: less is free than needed; both numbers are in the message.
+    """
+    import shutil
+
+    place = directory
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < n_bytes:
+        from edgellm.units import format_bytes
+
+        raise OutputError(
+            f"{directory}: {format_bytes(n_bytes)} needed, {format_bytes(free)} free",
+            hint="free some space or choose a -o on another disk",
+        )

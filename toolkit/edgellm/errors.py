@@ -1,0 +1,152 @@
+"""Every error edgellm raises on purpose, and the exit code each one becomes.
+
+    EdgeLLMError                 70  something edgellm must answer for (a bug reaches the user as this)
+    |- SpecError                 64  a target, quant, workload or option that does not exist or contradicts another
+    |- MissingInputError         66  a path or model that is not there
+    |- BadInputError             65  input that is malformed, truncated or not what it claims to be
+    |  |- UnsafeInputError       65  input refused because reading it could run code or leave its directory
+    |  |- ArtifactError          65  one of our own artifacts fails its hashes or its structure
+    |  |- QualityError           65  a converted model is further from its source than allowed
+    |  |- ContextOverflowError   65  a prompt that does not fit the context
+    |  '- IncomparableError      65  two reports that must not be compared
+    |- OutputExistsError         73  the output is there already and --force was not given
+    |- OutputError               74  the output cannot be written: disk full, read-only, I/O error
+    |- BackendError              69  native code cannot do what was asked
+    |  |- BackendUnavailable     69  the native library is absent or does not load
+    |  |- UnsupportedError       69  this model, type or feature is not supported here
+    |  '- NativeCrash            70  native code died in a child process; carries the signal's name
+    |- ResourceError             75  memory or time ran out; trying again with less may work
+    '- MeterError                69  an energy meter is absent, needs permission or went away
+
+Wrong use from Python (a negative count, a wrong type) is ValueError or TypeError, as everywhere.
+Exit codes follow BSD's sysexits.h; Ctrl-C is 130.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_USAGE = 64
+EXIT_INTERRUPTED = 130
+
+
+class EdgeLLMError(Exception):
+    """Root of the tree: one line that says what, where and the value seen, and a hint with the next step.
+
+    Args:
+        message: what went wrong, where, and the value that was seen; one line.
+        hint: the next command or change to try; None where there is none.
+    """
+
+    exit_code = 70
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.hint, dict(self.__dict__)))
+
+
+def _rebuild(
+    kind: type[EdgeLLMError], message: str, hint: str | None, state: dict[str, object]
+) -> EdgeLLMError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error
+
+
+class SpecError(EdgeLLMError):
+    """A name or option that does not exist, or that contradicts another one."""
+
+    exit_code = EXIT_USAGE
+
+
+class MissingInputError(EdgeLLMError):
+    """A path or a model that is not there."""
+
+    exit_code = 66
+
+
+class BadInputError(EdgeLLMError):
+    """Input that is malformed, truncated, or not what it claims to be."""
+
+    exit_code = 65
+
+
+class UnsafeInputError(BadInputError):
+    """Input refused because reading it could run code, or because a name in it leaves its directory."""
+
+
+class ArtifactError(BadInputError):
+    """An artifact of ours whose files do not match its manifest."""
+
+
+class QualityError(BadInputError):
+    """A converted model that is further from its source than the caller allows."""
+
+
+class ContextOverflowError(BadInputError):
+    """A prompt (plus the tokens asked for) that does not fit the context; both numbers are in the message."""
+
+
+class IncomparableError(BadInputError):
+    """Two reports taken under conditions that make a comparison meaningless."""
+
+
+class OutputExistsError(EdgeLLMError):
+    """The output exists already; nothing was touched."""
+
+    exit_code = 73
+
+
+class OutputError(EdgeLLMError):
+    """The output cannot be written; what was there before is untouched."""
+
+    exit_code = 74
+
+
+class BackendError(EdgeLLMError):
+    """Native code cannot do what was asked."""
+
+    exit_code = 69
+
+
+class BackendUnavailable(BackendError):
+    """The native library is not installed or does not load."""
+
+
+class UnsupportedError(BackendError):
+    """A model, type or feature that is not supported here."""
+
+
+class NativeCrash(BackendError):
+    """Native code died in a child process.
+
+    Args:
+        signal_name: for example "SIGSEGV"; None where the child exited by itself.
+    """
+
+    exit_code = 70
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, signal_name: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.signal_name = signal_name
+
+
+class ResourceError(EdgeLLMError):
+    """Memory or time ran out."""
+
+    exit_code = 75
+
+
+class MeterError(EdgeLLMError):
+    """An energy meter that is absent, needs permission, or went away."""
+
+    exit_code = 69

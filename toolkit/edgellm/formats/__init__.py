@@ -1,0 +1,1 @@
+"""File formats: parse once into a typed, bounded object; validate before anything native or large happens."""

@@ -1,0 +1,64 @@
+"""Memory of this machine in bytes, as far as this process may use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgellm.errors import MissingInputError
+from edgellm.machine import cgroup
+from edgellm.machine.files import ROOT, is_live, read_text
+from edgellm.machine.system import psutil
+
+
+def meminfo(root: Path) -> dict[str, int]:
+    """/proc/meminfo in bytes; empty where there is none."""
+    table = {}
+    for line in (read_text(root / "proc/meminfo") or "").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdecimal():
+            table[name] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
+    return table
+
+
+def memory_limit_bytes(root: Path = ROOT) -> int | None:
+    """The smallest cgroup limit on this process; None without one."""
+    return min((level.limit_bytes for level in cgroup.memory_levels(root)), default=None)
+
+
+def ram_bytes(root: Path = ROOT) -> int:
+    """Memory the system has, or the cgroup limit if that is smaller.
+
+    Raises:
+        MissingInputError: a recorded tree without /proc/meminfo.
+    """
+    total = meminfo(root).get("MemTotal")
+    if total is None:
+        if not is_live(root):
+            raise MissingInputError(f"no MemTotal in {root / 'proc/meminfo'}")
+        total = int(psutil().virtual_memory().total)
+    limit = memory_limit_bytes(root)
+    return total if limit is None else min(total, limit)
+
+
+def available_memory_bytes(root: Path = ROOT) -> int | None:
+    """Memory this process can take without swapping: what the system, or a cgroup's limit, leaves free."""
+    free = meminfo(root).get("MemAvailable")
+    if free is None and is_live(root):
+        free = int(psutil().virtual_memory().available)
+    rests = [
+        max(0, level.limit_bytes - level.used_bytes + level.reclaimable_bytes)
+        for level in cgroup.memory_levels(root)
+        if level.used_bytes is not None
+    ]
+    return min([*rests, *([] if free is None else [free])], default=None)
+
+
+def swap_used_bytes(root: Path = ROOT) -> int | None:
+    """Bytes swapped out now."""
+    table = meminfo(root)
+    if "SwapTotal" in table and "SwapFree" in table:
+        return table["SwapTotal"] - table["SwapFree"]
+    if table or not is_live(root):
+        return None
+    return int(psutil().swap_memory().used)

@@ -1,0 +1,172 @@
+"""ggml's own quantizers and dequantizers on rows of weights.
+
+`quantize_rows` calls ggml_quantize_chunk. Rows are independent, so any split into chunks and threads gives the same
+bytes as llama-quantize built with the same compiler flags. ctypes releases the GIL during the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from edgellm.errors import BadInputError, UnsupportedError
+from edgellm.formats import ggml_types
+from edgellm.native import library
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+_PLAIN = {"F32", "F16", "BF16"}
+
+
+def can_quantize(type_name: str) -> bool:
+    """Whether rows can be written in this type."""
+    return type_name in _PLAIN or hasattr(_base(), f"quantize_{_symbol(type_name)}")
+
+
+def requires_importance(type_name: str) -> bool:
+    """Whether this type cannot be quantized without an importance matrix."""
+    return bool(_base().ggml_quantize_requires_imatrix(ggml_types.BY_NAME[type_name].number))
+
+
+def quantize_rows(rows: Floats, type_name: str, importance: Floats | None = None) -> Bytes:
+    """Quantize rows of weights.
+
+    Args:
+        rows: (n_rows, n_per_row) float32, C-contiguous.
+        importance: (n_per_row,) float32 weights of the squared error per column, or None.
+
+    Returns:
+        (n_rows, row_bytes) uint8.
+
+    Raises:
+        ValueError: n_per_row is not a multiple of the type's block.
+        BadInputError: the quantizer produced invalid values (the rows hold NaN or infinity).
+    """
+    n_rows, n_per_row = rows.shape
+    row_bytes = ggml_types.BY_NAME[type_name].row_bytes(n_per_row)
+    if type_name == "F32":
+        return np.ascontiguousarray(rows).view(np.uint8).reshape(n_rows, row_bytes)
+    if type_name == "F16":
+        return _to_f16(rows).view(np.uint8).reshape(n_rows, row_bytes)
+    if type_name == "BF16":
+        return _to_bf16(rows).view(np.uint8).reshape(n_rows, row_bytes)
+    if not can_quantize(type_name):
+        raise UnsupportedError(f"the native library cannot quantize to {type_name}")
+    if importance is None and requires_importance(type_name):
+        raise UnsupportedError(f"{type_name} cannot be quantized without an importance matrix")
+    if not np.isfinite(rows.sum()) and not np.isfinite(rows).all():
+        raise BadInputError("weights hold NaN or infinity")
+    _initialise(type_name)
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    out = np.empty((n_rows, row_bytes), dtype=np.uint8)
+    number = ggml_types.BY_NAME[type_name].number
+    importance_pointer = None
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, dtype=np.float32)
+        if importance.shape != (n_per_row,):
+            raise ValueError(f"importance has shape {importance.shape}, rows have {n_per_row} columns")
+        importance_pointer = importance.ctypes.data
+    written = _base().ggml_quantize_chunk(
+        number, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_per_row, importance_pointer
+    )
+    if written != out.nbytes or not _base().ggml_validate_row_data(number, out.ctypes.data, out.nbytes):
+        raise BadInputError(f"weights do not quantize to {type_name}: they hold NaN or infinity")
+    return out
+
+
+def check_rows(packed: Bytes, type_name: str, where: str) -> None:
+    """Refuse packed rows that hold NaN, infinity or invalid blocks.
+
+    Raises:
+        BadInputError: they do; `where` names the tensor.
+    """
+    packed = np.ascontiguousarray(packed)
+    if not _base().ggml_validate_row_data(ggml_types.BY_NAME[type_name].number, packed.ctypes.data, packed.nbytes):
+        raise BadInputError(f"tensor {where!r} holds NaN, infinity or invalid {type_name} blocks")
+
+
+def dequantize_rows(packed: Bytes, type_name: str, n_per_row: int) -> Floats:
+    """Rows of any readable type as float32.
+
+    Args:
+        packed: (n_rows, row_bytes) uint8.
+
+    Returns:
+        (n_rows, n_per_row) float32.
+
+    Raises:
+        UnsupportedError: the native library cannot read this type.
+    """
+    n_rows = packed.shape[0]
+    packed = np.ascontiguousarray(packed)
+    if type_name == "F32":
+        return packed.view(np.float32).reshape(n_rows, n_per_row)
+    if type_name == "F16":
+        return packed.view(np.float16).reshape(n_rows, n_per_row).astype(np.float32)
+    if type_name == "BF16":
+        wide = packed.view(np.uint16).reshape(n_rows, n_per_row).astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    out = np.empty((n_rows, n_per_row), dtype=np.float32)
+    _dequantizer(type_name)(packed.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def _symbol(type_name: str) -> str:
+    """The type as it stands in C symbols: q4_0, q4_K, iq2_xxs."""
+    return type_name.lower().replace("_k", "_K")
+
+
+def _to_f16(rows: Floats) -> npt.NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        narrow = rows.astype(np.float16)
+    if np.isinf(narrow).any():
+        raise BadInputError("weights beyond 65504 (or infinite) do not fit F16; use BF16 or Q8_0")
+    return narrow
+
+
+def _to_bf16(rows: Floats) -> npt.NDArray[np.uint16]:
+    """Round to nearest even, as ggml does; NaN stays a quiet NaN."""
+    bits = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32)
+    rounded = bits + (0x7FFF + ((bits >> 16) & 1))
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    if nan.any():
+        rounded = np.where(nan, bits | (64 << 16), rounded)
+    return (rounded >> 16).astype(np.uint16)
+
+
+@functools.cache
+def _base() -> ctypes.CDLL:
+    base = library.load("ggml-base")
+    base.ggml_quantize_chunk.restype = ctypes.c_size_t
+    base.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
+    ]  # fmt: skip
+    base.ggml_validate_row_data.restype = ctypes.c_bool
+    base.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    base.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    base.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
+    base.ggml_quantize_init.restype = None
+    base.ggml_quantize_init.argtypes = [ctypes.c_int]
+    return base
+
+
+@functools.cache
+def _initialise(type_name: str) -> None:
+    _base().ggml_quantize_init(ggml_types.BY_NAME[type_name].number)
+
+
+@functools.cache
+def _dequantizer(type_name: str) -> Callable[[int, int, int], None]:
+    name = f"dequantize_row_{_symbol(type_name)}"
+    try:
+        function = getattr(_base(), name)
+    except AttributeError:
+        raise UnsupportedError(f"the native library cannot read {type_name} weights") from None
+    function.restype = None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    return function  # type: ignore[no-any-return]

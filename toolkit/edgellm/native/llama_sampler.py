@@ -1,0 +1,59 @@
+"""Sampling parameters as a chain of llama.cpp's native samplers.
+
+Order, as in llama.cpp: penalties, top-k, top-p, min-p, temperature, draw. Temperature 0 takes the most likely token;
+without penalties that needs no native sampler at all.
+"""
+
+from __future__ import annotations
+
+import secrets
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from edgellm.protocols import FloatArray, SamplingParams
+
+
+class Sampler:
+    """One sequence's sampler; its random state advances with each draw."""
+
+    def __init__(self, lib: types.ModuleType, params: SamplingParams, vocab_size: int) -> None:
+        self.params = params
+        self._lib = lib
+        self._chain: Any = None
+        self._penalised = params.repeat_penalty != 1.0 and params.repeat_last_n > 0
+        if params.temperature == 0 and not self._penalised:
+            return
+        chain = self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        add = lib.llama_sampler_chain_add
+        if self._penalised:
+            add(chain, lib.llama_sampler_init_penalties(params.repeat_last_n, params.repeat_penalty, 0.0, 0.0))
+        if params.temperature == 0:
+            add(chain, lib.llama_sampler_init_greedy())
+            return
+        if params.top_k:
+            add(chain, lib.llama_sampler_init_top_k(min(params.top_k, vocab_size)))
+        if params.top_p < 1:
+            add(chain, lib.llama_sampler_init_top_p(params.top_p, 1))
+        if params.min_p > 0:
+            add(chain, lib.llama_sampler_init_min_p(params.min_p, 1))
+        add(chain, lib.llama_sampler_init_temp(params.temperature))
+        seed = params.seed if params.seed is not None else secrets.randbelow(2**32 - 1)
+        add(chain, lib.llama_sampler_init_dist(seed))
+
+    def accept_prompt(self, tokens: Sequence[int]) -> None:
+        """Let penalties see prompt tokens; a single fed token is the one drawn last and was seen already."""
+        if self._penalised and len(tokens) > 1:
+            for token in tokens[-self.params.repeat_last_n :]:
+                self._lib.llama_sampler_accept(self._chain, token)
+
+    def draw(self, context: Any, row: int, logits: Callable[[int], FloatArray]) -> int:
+        """The next token after batch row `row`."""
+        if self._chain is None:
+            return int(logits(row).argmax())
+        return int(self._lib.llama_sampler_sample(self._chain, context, row))
+
+    def __del__(self) -> None:
+        if getattr(self, "_chain", None):
+            self._lib.llama_sampler_free(self._chain)
+            self._chain = None

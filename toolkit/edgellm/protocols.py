@@ -1,0 +1,187 @@
+"""The seams: what a room may ask of another without importing it.
+
+A `Backend` is one loaded model; a `Batcher` runs many sequences of it, one native call per step. A `Meter` reads
+energy. Implementations are found by name in `registry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgellm.formats.records import Record
+from edgellm.report import Reading, RuntimeInfo
+
+FloatArray = npt.NDArray[np.float32]
+Want = Literal["none", "last", "all"]
+
+
+class SamplingParams(Record):
+    """How the next token is drawn; plain data, no native handle.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: keep the k best, 0 for all.  top_p: keep the smallest set with that probability, 1 for all.
+        min_p: drop tokens less likely than min_p times the best, 0 for none.
+        repeat_penalty: divide the logits of the last `repeat_last_n` tokens, 1 for none.
+        seed: the same seed, prompt and model give the same text; None draws one.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("temperature", 0.0, 100.0), ("top_k", 0, 1 << 20), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0),
+            ("repeat_penalty", 0.01, 100.0), ("repeat_last_n", 0, 1 << 16),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}, outside {low} to {high}")
+        if self.seed is not None and not 0 <= self.seed < 2**32 - 1:
+            raise ValueError(f"seed is {self.seed}, outside 0 to {2**32 - 2}")
+
+
+class Capabilities(Record):
+    """What a backend's cache can do; sliding-window and recurrent caches cannot do all."""
+
+    can_truncate: bool
+    can_copy: bool
+    can_shift: bool
+    lora: bool
+    observer: bool
+
+
+class Feed(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens for one sequence in one step.
+
+    Attributes:
+        sequence: which one, below the batcher's n_sequences.
+        tokens: ids appended to its cache, at least one.
+        sampling: draw a token after the last one; None draws nothing.
+        want: rows of logits to return: none, the last token's, or all.
+    """
+
+    sequence: int
+    tokens: Sequence[int]
+    sampling: SamplingParams | None = None
+    want: Want = "none"
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True):
+    """What a step gave for one feed: tokens drawn, and logits of shape (n_rows, n_vocab) if wanted."""
+
+    tokens: list[int]
+    logits: FloatArray | None = None
+
+
+class Batcher(Protocol):
+    """Many sequences of one model; one native call per step. Not thread-safe: one caller at a time."""
+
+    n_sequences: int
+    context: int
+
+    def step(self, feeds: Sequence[Feed]) -> list[Sampled]:
+        """Append each feed's tokens and draw or return what it asks for; at most one feed per sequence."""
+        ...
+
+    def length(self, sequence: int) -> int:
+        """Tokens in that sequence's cache."""
+        ...
+
+    def truncate(self, sequence: int, n_tokens: int) -> None:
+        """Keep the first n_tokens of a sequence."""
+        ...
+
+    def copy_prefix(self, source: int, destination: int, n_tokens: int) -> None:
+        """Make `destination` the first n_tokens of `source`."""
+        ...
+
+    def free(self, sequence: int) -> None:
+        """Forget a sequence and its sampler."""
+        ...
+
+    def close(self) -> None:
+        """Release native memory; safe to call twice."""
+        ...
+
+
+class Backend(Protocol):
+    """One loaded model."""
+
+    vocab_size: int
+    context_train: int
+    bos_id: int | None
+    add_bos: bool
+    chat_template: str | None
+    capabilities: Capabilities
+    info: RuntimeInfo
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Text to token ids. `parse_special` lets text such as <|im_end|> become one special token."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; empty for control tokens."""
+        ...
+
+    def token_text(self, token: int) -> str:
+        """The token as written in the vocabulary, control tokens included."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Whether this token ends a generation."""
+        ...
+
+    def open(self, *, n_sequences: int, context: int) -> Batcher:
+        """Make caches for that many sequences of `context` tokens each."""
+        ...
+
+    def close(self) -> None:
+        """Release native memory; safe to call twice."""
+        ...
+
+
+class Availability(Record):
+    """Whether something can be used here; if not, why and what to do."""
+
+    available: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+class Meter(Protocol):
+    """An energy source. `read` gives cumulative joules or instant watts, with wrap-around handled inside."""
+
+    name: str
+    scope: str
+    kind: Literal["joules", "watts"]
+
+    def probe(self) -> Availability:
+        """Whether it can be read, without side effects."""
+        ...
+
+    def read(self) -> Reading:
+        """The value now.
+
+        Raises:
+            MeterError: it went away or gives nonsense.
+        """
+        ...
+
+
+class Launcher(Protocol):
+    """Starts one measurement in a fresh child process and returns what it printed, decoded from JSON."""
+
+    def __call__(self, spec: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        """Run `spec`; a child that dies becomes NativeCrash."""
+        ...

@@ -1,0 +1,109 @@
+"""ModelShape: what a model's tensors look like, without their values. The only module that counts model bytes.
+
+Everything here is arithmetic on names and shapes; nothing is read from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgellm.formats import ggml_types
+from edgellm.formats.records import Record
+
+Shape = tuple[int, ...]
+
+
+class ModelShape(Record):
+    """The shape of a decoder or encoder.
+
+    Attributes:
+        architecture: llama.cpp's name of the family, for example `llama`.
+        tensors: name -> shape, rows first: (n_out, n_in), or (n_experts, n_out, n_in).
+        n_layers: transformer blocks.
+        n_heads, n_kv_heads: query heads, and key/value heads (fewer under grouped-query attention).
+        head_size: width of one key head; `value_head_size` of one value head (0: the same).
+        window: tokens a sliding-window layer sees; None where every layer sees all.
+        n_window_layers: how many layers slide.
+        n_experts, n_experts_used: 0 for a dense model.
+        vocab_size, context_train: tokens in the vocabulary; the longest context seen in training.
+    """
+
+    architecture: str
+    tensors: dict[str, Shape]
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_size: int
+    vocab_size: int
+    context_train: int
+    embedding_size: int
+    value_head_size: int = 0
+    window: int | None = None
+    n_window_layers: int = 0
+    n_experts: int = 0
+    n_experts_used: int = 0
+
+    @property
+    def n_params(self) -> int:
+        """Weights in all tensors; a tied head counts once."""
+        return sum(n_elements(shape) for shape in self.tensors.values())
+
+    @property
+    def n_gqa(self) -> int:
+        """Query heads per key/value head."""
+        return self.n_heads // self.n_kv_heads if self.n_kv_heads else 0
+
+    def weight_bytes(self, types: Mapping[str, str]) -> int:
+        """Bytes of all tensors when stored as `types` says (tensor name -> ggml type name), without padding.
+
+        Raises:
+            KeyError: a tensor has no type.  ValueError: a row is not a multiple of its type's block.
+        """
+        return sum(tensor_bytes(shape, types[name]) for name, shape in self.tensors.items())
+
+    def kv_bytes(self, context: int, kv_type: str = "F16") -> int:
+        """Bytes of one sequence's KV cache at `context` tokens.
+
+        Definition: sum over layers of tokens kept * n_kv_heads * (key + value head size) * bytes per element;
+        a sliding layer keeps at most `window` tokens.
+        """
+        value_size = self.value_head_size or self.head_size
+        kind = ggml_types.BY_NAME[kv_type]
+        per_token = (
+            kind.block_bytes * self.n_kv_heads * self.head_size // kind.block
+            + kind.block_bytes * self.n_kv_heads * value_size // kind.block
+        )
+        kept = min(context, self.window) if self.window else context
+        full_layers = self.n_layers - self.n_window_layers
+        return per_token * (context * full_layers + kept * self.n_window_layers)
+
+    def bytes_per_token(self, types: Mapping[str, str], depth: int, kv_type: str = "F16") -> int:
+        """Bytes that one decode step must read: the weights it uses and the KV cache so far.
+
+        Of the input embedding one row is read, unless it is also the output head; of the experts, the used ones.
+        """
+        tied = "output.weight" not in self.tensors
+        total = 0
+        for name, shape in self.tensors.items():
+            size = tensor_bytes(shape, types[name])
+            if name == "token_embd.weight" and not tied:
+                size //= shape[0]
+            elif len(shape) == 3 and self.n_experts:
+                size = size * self.n_experts_used // self.n_experts
+            total += size
+        return total + self.kv_bytes(depth, kv_type)
+
+
+def n_elements(shape: Shape) -> int:
+    """Product of the dimensions."""
+    product = 1
+    for length in shape:
+        product *= length
+    return product
+
+
+def tensor_bytes(shape: Shape, type_name: str) -> int:
+    """Bytes of one tensor in a ggml type; the last dimension is the row."""
+    kind = ggml_types.BY_NAME[type_name]
+    rows = n_elements(shape[:-1])
+    return rows * kind.row_bytes(shape[-1])
