@@ -243,7 +243,7 @@ def test_boards_are_recognised_by_name() -> None:
         "Raspberry Pi 400 Rev 1.0": "rpi4",
         "Raspberry Pi 3 Model B Plus Rev 1.3": "rpi3",
         "Raspberry Pi Zero 2 W Rev 1.0": "rpi-zero2w",
-        "Raspberry Pi Zero W Rev 1.1": "rpi4",  # no file of its own: the nearest by instruction set and memory
+        "Raspberry Pi Zero W Rev 1.1": "rpi4",  # no file of its own: the nearest by ISA and memory
     }
     assert {board: nearest(device, board) for board in boards} == boards
 

@@ -1,9 +1,11 @@
 """Target files: all valid, every number sourced, and unknown names met with the nearest one."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
-from edgellm import targets
+from edgellm import resources, targets
 from edgellm.errors import BadInputError, MissingInputError, SpecError
 from edgellm.formats.records import to_builtins
 from edgellm.targets import Target
@@ -64,8 +66,8 @@ def test_host_is_detected_not_loaded() -> None:
     assert "detect" in (caught.value.hint or "")
 
 
-def test_a_path_works_too(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    source = targets.resources.data_directory("targets") / "rpi4.toml"
+def test_a_path_works_too(tmp_path: Path) -> None:
+    source = resources.data_directory("targets") / "rpi4.toml"
     copy = tmp_path / "mine.toml"
     copy.write_bytes(source.read_bytes())
     assert targets.load(str(copy)).id == "rpi4"

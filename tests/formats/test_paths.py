@@ -35,7 +35,9 @@ def snapshot(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "sub/model.safetensors", "not there", "a.b..c", "été", ".x"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "sub/model.safetensors", "not there", "a.b..c", "été", ".x"]
+)
 def test_names_inside_are_joined(model: Path, name: str) -> None:
     assert safe_join(model, name) == model / name
 
@@ -43,10 +45,10 @@ def test_names_inside_are_joined(model: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "", ".", "..", "/", "/etc/passwd", "../secret", "../../etc/passwd", "a/../../b", "a/../b", "./a", "a//b", "a/",
-        "C:\\x", "C:x", "c:/x", "\\\\srv\\x", "//srv/x", "a\\b", "..\\secret", "a\0b", "a\nb", "a\x7fb", "file:stream",
-        "CON", "con.txt", "nul", "sub/NUL.safetensors", "COM1", "lpt9.bin", "COM\u00b9", "con .txt", "a.", "a ", " a",
-        "a./b", "\ud800", "x" * 256, "/".join(["x" * 200] * 6),
+        "", ".", "..", "/", "/etc/passwd", "../secret", "../../etc/passwd", "a/../../b", "a/../b", "./a",
+        "a//b", "a/", "C:\\x", "C:x", "c:/x", "\\\\srv\\x", "//srv/x", "a\\b", "..\\secret", "file:stream",
+        "a\0b", "a\nb", "a\x7fb", "\ud800", "x" * 256, "/".join(["x" * 200] * 6), "a.", "a ", " a", "a./b",
+        "CON", "con.txt", "nul", "sub/NUL.safetensors", "COM1", "lpt9.bin", "COM\u00b9", "con .txt",
     ],
 )  # fmt: skip
 def test_names_that_could_lead_out_are_refused(model: Path, name: str) -> None:

@@ -13,11 +13,19 @@ from hypothesis import strategies as st
 
 from edgellm.errors import BadInputError, MissingInputError
 from edgellm.formats.plain_json import MAX_DEPTH, Fields, parse_json, read_json
+from tests.support.refusals import refusal
 
 
 @pytest.fixture
 def fields() -> Fields:
-    values = {"layers": 4, "eps": 1e-5, "name": "llama", "tied": True, "window": None, "scaling": {"factor": 8}}
+    values = {
+        "layers": 4,
+        "eps": 1e-5,
+        "name": "llama",
+        "tied": True,
+        "window": None,
+        "scaling": {"factor": 8},
+    }
     return Fields(values | {"eos": [1, 2], "huge": 10**400}, "config.json")
 
 
@@ -83,7 +91,9 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     with path.open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(BadInputError, match=r"config\.json: 1099511627776 bytes, more than the 16777216 allowed"):
+    with pytest.raises(
+        BadInputError, match=r"config\.json: 1099511627776 bytes, more than the 16777216 allowed"
+    ):
         read_json(path)
 
 
@@ -102,14 +112,12 @@ def test_a_directory_and_a_pipe_are_refused(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
-    try:
-        assert isinstance(parse_json(data, "x"), dict)
-    except BadInputError as err:
-        assert "\n" not in str(err)
+    refusal(lambda: parse_json(data, "x"))
 
 
+numbers = st.integers(-(2**63), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none() | st.booleans() | numbers | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=20,
 )  # fmt: skip
@@ -169,5 +177,7 @@ def test_getters_name_file_field_value_and_bounds(
 
 
 def test_errors_in_a_section_carry_its_name(fields: Fields) -> None:
-    with pytest.raises(BadInputError, match=r"^config\.json: scaling\.factor is 8, expected an integer from 9 to 10$"):
+    with pytest.raises(
+        BadInputError, match=r"^config\.json: scaling\.factor is 8, expected an integer from 9 to 10$"
+    ):
         fields.section("scaling").integer("factor", 9, 10)

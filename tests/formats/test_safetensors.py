@@ -18,6 +18,7 @@ from safetensors.numpy import save, save_file
 
 from edgellm.errors import BadInputError, MissingInputError, UnsafeInputError
 from edgellm.formats.safetensors import DTYPE_BITS, read_index, read_safetensors
+from tests.support.refusals import refusal
 
 Writer = Callable[[Any, bytes], Path]
 
@@ -37,6 +38,9 @@ def write(tmp_path: Path) -> Writer:
 
 def entry(dtype: str = "F32", shape: Any = (1,), begin: Any = 0, end: Any = 4, **more: Any) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end], **more}
+
+
+ENTRY = json.dumps(entry()).encode()
 
 
 def refused(path: Path) -> str:
@@ -112,12 +116,12 @@ def test_every_dtype_of_the_reference_is_known(write: Writer, dtype: str) -> Non
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2, 4]}}, "data_offsets [0, 2, 4]"),
         ({"a": [1]}, "expected an object"),
         ({"a": entry(begin=4, end=8)}, "leaves a hole before it: it starts at 4, expected 0"),
-        ({"a": entry(), "b": entry(begin=0, end=4)}, "overlaps the tensor before it: it starts at 0, expected 4"),
+        ({"a": entry(), "b": entry()}, "overlaps the tensor before it: it starts at 0, expected 4"),
         ({"a": entry(), "b": entry(begin=8, end=12)}, "leaves a hole before it"),
         ({"a": entry(end=8, shape=[2]), "b": entry(begin=4, end=8)}, "overlaps the tensor before it"),
         ({"a": entry(), "__metadata__": {"x": 1}}, "__metadata__"),
         ({"a": entry(), "__metadata__": []}, "__metadata__"),
-        (b'{"a":' + json.dumps(entry()).encode() + b',"a":' + json.dumps(entry()).encode() + b"}", "duplicate key"),
+        (b'{"a":' + ENTRY + b',"a":' + ENTRY + b"}", "duplicate key 'a'"),
         (b"[]", "header begins with b'[]'"),
         (b" {}", "header begins with b' {}'"),
         (b"", "header begins with b''"),
@@ -143,7 +147,9 @@ def test_trailing_bytes_are_refused(write: Writer) -> None:
 
 
 def test_spaces_after_the_header_are_allowed(write: Writer) -> None:
-    assert list(read_safetensors(write(json.dumps({"a": entry()}).encode() + b"   ", b"1234")).tensors) == ["a"]
+    assert list(read_safetensors(write(json.dumps({"a": entry()}).encode() + b"   ", b"1234")).tensors) == [
+        "a"
+    ]
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", struct.pack("<Q", 10) + b"{}"])
@@ -169,7 +175,9 @@ def test_a_missing_file_is_missing_input(tmp_path: Path) -> None:
 
 small_arrays = st.dictionaries(
     st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__" and name.isprintable()),
-    st.builds(np.zeros, st.lists(st.integers(0, 4), max_size=3), st.sampled_from(["f4", "f2", "i8", "u1", "?"])),
+    st.builds(
+        np.zeros, st.lists(st.integers(0, 4), max_size=3), st.sampled_from(["f4", "f2", "i8", "u1", "?"])
+    ),
     max_size=5,
 )
 
@@ -187,7 +195,7 @@ def test_round_trip(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
 def test_damaged_files_are_read_or_refused_and_never_more_kindly_than_by_the_reference(
     tmp_path: Path, seed: int
 ) -> None:
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311
     arrays = {"w": np.ones((3, 2), np.float32), "b": np.ones(5, np.float16)}
     content = bytearray(save(arrays, {"format": "np"}))
     n_header = int.from_bytes(content[:8], "little")
@@ -197,11 +205,8 @@ def test_damaged_files_are_read_or_refused_and_never_more_kindly_than_by_the_ref
         del content[rng.randrange(len(content)) :]
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    try:
-        read_safetensors(path)
-    except BadInputError:
-        return
-    assert reference_reads(path)
+    if refusal(lambda: read_safetensors(path)) is None:
+        assert reference_reads(path)
 
 
 def write_index(directory: Path, weight_map: Any) -> Path:

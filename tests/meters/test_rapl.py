@@ -1,4 +1,4 @@
-"""RAPL on hand-made powercap trees: which domains count, wrap-around, and what is said when it cannot be read."""
+"""RAPL on hand-made powercap trees: which domains count, wrap-around, and what is said without access."""
 
 import errno
 from pathlib import Path

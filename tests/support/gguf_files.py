@@ -97,7 +97,7 @@ def write_model(
     """A tiny model with a whole header, written by the `gguf` package.
 
     Args:
-        metadata: key -> (type name, value) to add or to replace; an array's type is `ARRAY:` and its element type.
+        metadata: key -> (type name, value) to add or replace; an array's type is `ARRAY:` and its element's.
         without: keys to leave out.
     """
     values: dict[str, tuple[str, Any]] = {

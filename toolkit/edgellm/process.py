@@ -308,7 +308,7 @@ def _signal_name(status: int) -> str | None:
 
 
 def _our_error(line: str) -> EdgeLLMError | None:
-    """The error that a child of ours printed, as the class it had there; None if the line is something else."""
+    """The error that a child of ours printed, as the class it was; None if the line is something else."""
     try:
         error = json.loads(line)["error"]
         kind, message, hint = error["type"], error["message"], error.get("hint")

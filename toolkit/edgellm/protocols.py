@@ -106,6 +106,10 @@ class Batcher(Protocol):
         """Make `destination` the first n_tokens of `source`."""
         ...
 
+    def reset_sampler(self, sequence: int) -> None:
+        """Forget a sequence's sampler, so that its seed starts anew; the cache stays."""
+        ...
+
     def free(self, sequence: int) -> None:
         """Forget a sequence and its sampler."""
         ...
@@ -121,6 +125,7 @@ class Backend(Protocol):
     vocab_size: int
     context_train: int
     bos_id: int | None
+    eos_id: int | None
     add_bos: bool
     chat_template: str | None
     capabilities: Capabilities

@@ -49,8 +49,8 @@ class Workload(Record):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, outside {low} to {high}")
-        if self.regime == "engine" and not (self.n_prompt or self.n_gen):
-            raise ValueError("an engine workload needs n_prompt or n_gen")
+        if self.regime in ("engine", "memory") and not (self.n_prompt or self.n_gen):
+            raise ValueError(f"a workload of regime {self.regime} needs n_prompt or n_gen")
         if self.regime == "text" and not (self.prompts and self.n_gen):
             raise ValueError("a text workload needs prompts and n_gen")
 

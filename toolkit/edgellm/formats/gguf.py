@@ -64,7 +64,7 @@ class GGUFValue(NamedTuple):
 
 
 class GGUFTensor(NamedTuple):
-    """One tensor's place: rows first (the reverse of ggml's `ne`), `offset` in bytes from the file's start."""
+    """One tensor's place: rows first (the reverse of ggml's `ne`), `offset` is in bytes into the file."""
 
     name: str
     shape: tuple[int, ...]

@@ -264,7 +264,7 @@ def _unescape_rwkv(text: bytes) -> bytes:
 
 
 def _check_charsmap(file: GGUFFile) -> None:
-    """The normalizer's table, walked along every possible input; llama.cpp throws through C where one leaves it.
+    """The normalizer's table, walked along every possible input; llama.cpp throws where one leaves it.
 
     Layout: size of the array in bytes as uint32, the array (an XOR-compressed double array), replacements.
     """

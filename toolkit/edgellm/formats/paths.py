@@ -69,11 +69,11 @@ def _bad_form(name: str) -> str | None:
         return "it is absolute"
     for part in name.split("/"):
         if part in ("", ".", ".."):
-            return f"it has the part {part!r}"
+            return f"it has the part {part!a}"
         if part[-1] in ". " or part[0] == " ":
             return "a part of it begins or ends with a space or ends with a dot"
         if part.split(".")[0].rstrip(" ").upper() in _DEVICE_NAMES:
-            return f"{part!r} is a device name on Windows"
+            return f"{part!a} is a device name on Windows"
         if len(part.encode("utf-8")) > MAX_PART_BYTES:
             return f"a part of it is longer than {MAX_PART_BYTES} bytes"
     return None

@@ -120,7 +120,7 @@ def load_1min(root: Path = ROOT) -> float | None:
     first = re.match(r"\d+(\.\d+)?(?=\s)", read_text(root / "proc/loadavg") or "")
     if first or not is_live(root) or not hasattr(os, "getloadavg"):
         return float(first[0]) if first else None
-    return os.getloadavg()[0]
+    return float(os.getloadavg()[0])
 
 
 def governor(root: Path = ROOT) -> str | None:

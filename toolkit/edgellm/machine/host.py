@@ -136,7 +136,7 @@ def _offload(root: Path, device: Device) -> Offload:
 
 
 def _kind(root: Path) -> Kind:
-    if board(root) and "Raspberry Pi" in (board(root) or ""):
+    if "Raspberry Pi" in (board(root) or ""):
         return "sbc"
     if (root / "system/build.prop").exists():
         return "phone"

@@ -6,8 +6,8 @@
 
 A joules meter gives the difference of its first and last reading; a watts meter is sampled by a thread and
 integrated by the trapezoid rule. A number is refused, as `insufficient`, if the source renewed its value
-fewer than 10 times, if the energy is below 20 times the meter's resolution, or if a watts meter was silent for
-more than a fifth of the window. Idle power is not subtracted here.
+fewer than 10 times, if the energy is below 20 times the meter's resolution, or if a watts meter was silent
+for more than a fifth of the window. Idle power is not subtracted here.
 """
 
 from __future__ import annotations

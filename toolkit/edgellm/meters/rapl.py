@@ -67,7 +67,7 @@ class RaplMeter:
         try:
             domains = self._find()
             for domain in domains:
-                self._read_file(domain.directory / "energy_uj")
+                self._counter(domain)
         except PermissionError:
             return Availability(available=False, reason="energy_uj is readable by root only", remedy=_REMEDY)
         except (OSError, MeterError) as err:

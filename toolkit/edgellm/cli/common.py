@@ -1,0 +1,63 @@
+"""What several commands share: JSON output, progress bars, number types with bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the physical cores.")
+context_option = click.option(
+    "--context", type=click.IntRange(1, 1 << 22), metavar="N", help="Tokens of prompt and answer together."
+)
+
+ProgressCallback = Callable[[str, int, int], None]
+_STAGES = {"convert": "converting", "verify": "comparing with the source", "hash": "checking hashes"}
+
+
+def print_json(value: Any) -> None:
+    """A record, or plain data, as JSON on stdout."""
+    from edgellm.formats.records import Record, to_json
+
+    if isinstance(value, Record):
+        click.echo(to_json(value).decode(), nl=False)
+    else:
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[ProgressCallback]:
+    """A callback that draws one bar per stage on a terminal, and nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bars: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(_STAGES.get(stage, stage), total=total)
+            progress.update(bars[stage], completed=done, total=total)
+
+        yield update
+
+
+@contextlib.contextmanager
+def status_line() -> Iterator[Callable[[str], None]]:
+    """A callback that shows what is being done: a spinner on a terminal, one line each elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda text: click.echo(text, err=True)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda text: status.update(text)

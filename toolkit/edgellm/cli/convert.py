@@ -1,0 +1,94 @@
+"""`edgellm convert`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgellm.cli.common import context_option, json_option, print_json, progress_bars
+
+
+@click.command("convert")
+@click.argument("model")
+@click.option("--target", default="host", show_default=True, help="The device: see `edgellm targets`; host is this machine.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to make.  [default: ./<model>-<target>]")
+@click.option("--quant", default="auto", show_default=True, metavar="auto|TYPE", help="For example Q4_K_M, Q8_0, BF16.")
+@context_option
+@click.option("--kv-type", default="auto", show_default=True, help="Type of the KV cache at run time, for example F16 or Q8_0.")
+@click.option(
+    "--verify",
+    type=click.Choice(["none", "quick", "full"]),
+    default="none",
+    show_default=True,
+    help="Compare the result with the source on a text.",
+)
+@click.option("--max-kl", type=click.FloatRange(0), metavar="NATS", help="Fail if it is further from the source than this.")
+@click.option("--jobs", type=click.IntRange(1, 256), help="Worker threads; by default all cores.")
+@click.option("--dry-run", is_flag=True, help="Print the recipe, its reasons and sizes; write nothing.")
+@click.option("--force", is_flag=True, help="Replace an artifact of that name; it stays until the new one is complete.")
+@json_option
+def command(
+    model: str,
+    target: str,
+    output: Path | None,
+    quant: str,
+    context: int | None,
+    kv_type: str,
+    verify: str,
+    max_kl: float | None,
+    jobs: int | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Convert MODEL for a device.
+
+    MODEL is a Hugging Face directory, a .gguf file, an artifact, or builtin:smollm2, the embedded model.
+    """
+    from edgellm import api
+
+    if dry_run:
+        plan = api.plan_conversion(
+            model, target=target, output=output, quant=quant, context=context, kv_type=kv_type
+        )
+        _show_plan(plan, as_json=as_json)
+        return
+    with progress_bars() as progress:
+        artifact = api.convert(
+            model, target=target, output=output, quant=quant, context=context, kv_type=kv_type,
+            verify=verify, max_kl=max_kl, jobs=jobs, force=force, progress=progress,  # type: ignore[arg-type]
+        )  # fmt: skip
+    if as_json:
+        print_json(artifact)
+        return
+    from edgellm.cli.words import artifact_lines
+
+    for line in artifact_lines(artifact):
+        click.echo(line)
+
+
+def _show_plan(plan: object, *, as_json: bool) -> None:
+    from edgellm.api.conversion import Plan
+    from edgellm.formats.records import to_builtins
+    from edgellm.units import format_bytes
+
+    assert isinstance(plan, Plan)
+    if as_json:
+        print_json(
+            {
+                "output": str(plan.output),
+                "target": plan.target.id,
+                "tensor_bytes": plan.needed_bytes,
+                "recipe": to_builtins(plan.recipe),
+                "warnings": plan.warnings,
+            }
+        )
+        return
+    click.echo(f"would write {plan.output}: {plan.recipe.quant} for {plan.target.id}, {format_bytes(plan.needed_bytes)}")
+    for step in plan.recipe.steps:
+        click.echo(f"  {step}")
+    for reason in plan.recipe.reasons:
+        click.echo(f"  {reason.choice}: {reason.because}")
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)

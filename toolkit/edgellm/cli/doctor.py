@@ -1,0 +1,37 @@
+"""`edgellm doctor`"""
+
+from __future__ import annotations
+
+import click
+
+from edgellm.cli.common import json_option, print_json
+
+
+@click.command("doctor")
+@click.option("--model", default="builtin:smollm2", show_default=True, help="The model to decode with.")
+@click.option("--decode-only", is_flag=True, help="Only prove that a decode works.")
+@json_option
+def command(model: str, decode_only: bool, as_json: bool) -> None:
+    """Check that this machine and this installation can run models.
+
+    The decode runs in a child process, so a native library that crashes is reported, not suffered. Exit code 69 if
+    something needed does not work.
+    """
+    from edgellm import doctor
+    from edgellm.api import children
+    from edgellm.errors import BackendError
+    from edgellm.formats.records import to_builtins
+
+    findings = [doctor.check_decode(lambda: children.prove_decode(model))]
+    if not decode_only:
+        findings += doctor.check_machine()
+    if as_json:
+        print_json([to_builtins(finding) for finding in findings])
+    else:
+        for finding in findings:
+            click.echo(f"{finding.state:<8} {finding.subject}: {finding.found}")
+            if finding.remedy:
+                click.echo(f"         do: {finding.remedy}")
+    broken = [finding.subject for finding in findings if finding.state == "broken"]
+    if broken:
+        raise BackendError(f"not working: {', '.join(broken)}", hint="see the lines above")

@@ -1,0 +1,124 @@
+"""The group of all commands, and the one place where errors become words and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import click
+
+from edgellm import __version__
+from edgellm.errors import EXIT_INTERRUPTED, EXIT_USAGE, EdgeLLMError, OutputError
+
+COMMANDS = {
+    "demo": "The whole story on this machine, offline, with the embedded model.",
+    "targets": "Devices that models can be converted for.",
+    "convert": "Convert a model for a device.",
+    "verify": "Check an artifact, and how far it is from its source.",
+    "run": "Answer one prompt.",
+    "chat": "Talk to a model.",
+    "profile": "Measure tokens per second, memory and energy on this machine.",
+    "cost": "What a million tokens cost, from a report and a tariff.",
+    "doctor": "Check that this machine and this installation can run models.",
+    "completion": "Print the shell completion script.",
+}
+HIDDEN = ("_tokenize", "_decode", "_measure")
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in HIDDEN:
+            module = importlib.import_module("edgellm.cli.children")
+            return module.command(cmd_name)  # type: ignore[no-any-return]
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"edgellm.cli.{cmd_name}")
+        return module.command  # type: ignore[no-any-return]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and args[0] not in HIDDEN and not args[0].startswith("-"):
+            from edgellm.registry import unknown
+
+            raise unknown(args[0], list(COMMANDS), "command")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "--version", prog_name="edgellm")
+def group() -> None:
+    """Convert a language model for a device you own, run it there, and measure what a token costs."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command line and return its exit code."""
+    with contextlib.suppress(ValueError):  # not in the main thread: an embedding program keeps its own handler
+        signal.signal(signal.SIGTERM, _terminate)
+    as_json = "--json" in argv or (bool(argv) and argv[0] in HIDDEN)
+    try:
+        code = group.main(args=list(argv), prog_name="edgellm", standalone_mode=False)
+        sys.stdout.flush()
+    except EdgeLLMError as err:
+        return _say(err, as_json=as_json)
+    except click.exceptions.NoArgsIsHelpError as err:
+        click.echo(err.ctx.get_help() if err.ctx else str(err), err=True)
+        return EXIT_USAGE
+    except click.UsageError as err:
+        where = err.ctx.command_path if err.ctx else "edgellm"
+        return _say(_usage(err.format_message(), f"see: {where} --help"), as_json=as_json)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as err:
+        return _say(OutputError(f"{err.filename or 'input/output'}: {err.strerror or err}"), as_json=as_json)
+    except MemoryError:
+        from edgellm.errors import ResourceError
+
+        return _say(ResourceError("out of memory", hint="use a smaller model or --context"), as_json=as_json)
+    return code if isinstance(code, int) else 0
+
+
+def _usage(message: str, hint: str) -> EdgeLLMError:
+    from edgellm.errors import SpecError
+
+    return SpecError(message[:1].lower() + message[1:].rstrip("."), hint=hint)
+
+
+def _say(err: EdgeLLMError, *, as_json: bool) -> int:
+    if as_json:
+        envelope: dict[str, Any] = {"type": type(err).__name__, "message": err.message, "hint": err.hint}
+        click.echo(json.dumps({"error": {**envelope, "exit_code": err.exit_code}}), err=True)
+    else:
+        click.echo(f"error: {_one_line(err.message)}", err=True)
+        if err.hint:
+            click.echo(f"hint: {_one_line(err.hint)}", err=True)
+    return err.exit_code
+
+
+def _one_line(text: str) -> str:
+    """Control characters from foreign names must not move the cursor or add lines."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)

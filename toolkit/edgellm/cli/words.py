@@ -1,0 +1,30 @@
+"""Artifacts and receipts as lines for a terminal."""
+
+from __future__ import annotations
+
+from edgellm.artifact import Artifact, Receipt
+from edgellm.units import format_bytes, format_count
+
+
+def artifact_lines(artifact: Artifact) -> list[str]:
+    """What was made, why, and how good it is."""
+    manifest = artifact.manifest
+    lines = [
+        f"{artifact.path}: {manifest.model} {manifest.quant} for {manifest.target}, {format_bytes(manifest.file_bytes)}, "
+        f"{format_count(manifest.n_params)} weights at {manifest.bpw:.2f} bits"
+    ]
+    if manifest.recipe:
+        lines += [f"  {reason.choice}: {reason.because}" for reason in manifest.recipe.reasons]
+    lines += [f"  warning: {warning}" for warning in manifest.warnings]
+    if artifact.receipt:
+        lines.append(f"  {receipt_line(artifact.receipt)}")
+    return lines
+
+
+def receipt_line(receipt: Receipt) -> str:
+    """The figures of a receipt in one line."""
+    return (
+        f"{receipt.verdict}: KL {receipt.kl_mean:.4f} +- {receipt.kl_mean_error:.4f} nats/token from {receipt.reference}, "
+        f"same top token {receipt.top1_agreement:.1%} +- {receipt.top1_agreement_error:.1%}, "
+        f"perplexity x {receipt.perplexity_ratio:.4f} (over {receipt.n_tokens} tokens; allowed KL {receipt.max_kl:g})"
+    )

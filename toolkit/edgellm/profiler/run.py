@@ -1,0 +1,133 @@
+"""In the parent: children for every workload, their samples gathered into a report."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from edgellm import artifact
+from edgellm.artifact import Manifest
+from edgellm.errors import BadInputError, ResourceError
+from edgellm.formats.records import from_builtins, to_builtins
+from edgellm.machine import ConditionsWatch
+from edgellm.profiler.measure import Outcome, Spec
+from edgellm.protocols import Launcher
+from edgellm.report import SCHEMA, Conditions, Device, Measurement, Report, Result
+from edgellm.workload import Workload
+
+TIMEOUT_S = 1800.0
+BUSY_FRACTION = 0.10
+SPREAD_FRACTION = 0.10
+Progress = Callable[[str], None]
+
+
+def profile(
+    launch: Launcher,
+    spec_for: Callable[[Workload], Spec],
+    manifest: Manifest,
+    device: Device,
+    workloads: Sequence[Workload],
+    *,
+    strict: bool,
+    progress: Progress | None = None,
+) -> Report:
+    """Run every workload in fresh children and make the report.
+
+    Raises:
+        ResourceError: with `strict`, the machine is too busy to measure on.  NativeCrash: a child died.
+    """
+    watch = ConditionsWatch()
+    if strict:
+        _refuse_if_busy(watch.start)
+    results: list[Result] = []
+    runtime = None
+    for workload in workloads:
+        outcomes = []
+        for invocation in range(_n_children(workload)):
+            if progress:
+                progress(f"{workload.id} {invocation + 1}/{_n_children(workload)}")
+            if workload.cool_down_s:
+                time.sleep(workload.cool_down_s)
+            found = launch(to_builtins(spec_for(workload)), timeout_s=TIMEOUT_S)
+            outcomes.append(from_builtins(Outcome, found, f"child measuring {workload.id}"))
+        runtime = outcomes[0].runtime
+        results.append(_gather(workload, outcomes))
+    if runtime is None:
+        raise BadInputError("no workload was given")
+    conditions = watch.finish()
+    warnings = _warnings(conditions, device, results)
+    verdict: Literal["ok", "unstable"] = "unstable" if any("spread" in w or "busy" in w for w in warnings) else "ok"
+    return Report(
+        schema=SCHEMA,
+        report_id=str(uuid.uuid4()),
+        created_at=artifact.now_utc(),
+        tool=_tool(),
+        device=device,
+        conditions=conditions,
+        runtime=runtime,
+        model=manifest,
+        results=results,
+        missing=[],
+        warnings=warnings,
+        verdict=verdict,
+    )
+
+
+def _n_children(workload: Workload) -> int:
+    """Loading is measured once per process, so its repetitions are processes."""
+    return workload.reps if workload.regime == "load" else workload.invocations
+
+
+def _gather(workload: Workload, outcomes: list[Outcome]) -> Result:
+    """Samples of all children under one name, in the order they were taken."""
+    merged: dict[str, Measurement] = {}
+    for outcome in outcomes:
+        for m in outcome.measurements:
+            earlier = merged.get(m.quantity)
+            merged[m.quantity] = artifact.replace(m, samples=[*earlier.samples, *m.samples]) if earlier else m
+    missing = {m.quantity: m for outcome in outcomes for m in outcome.missing if m.quantity not in merged}
+    return Result(workload=workload, measurements=list(merged.values()), missing=list(missing.values()))
+
+
+def _refuse_if_busy(conditions: Conditions) -> None:
+    busy = conditions.cpu_busy_fraction
+    if busy is not None and busy > BUSY_FRACTION:
+        raise ResourceError(
+            f"other programs use {busy:.0%} of the processors, more than {BUSY_FRACTION:.0%}",
+            hint="close them, or leave out --strict to measure with a warning",
+        )
+
+
+def _warnings(conditions: Conditions, device: Device, results: list[Result]) -> list[str]:
+    warnings = []
+    busy = conditions.cpu_busy_fraction
+    if busy is not None and busy > BUSY_FRACTION:
+        warnings.append(f"busy machine: other programs used {busy:.0%} of the processors before the run")
+    if conditions.throttled:
+        warnings.append("the clock was held down during the run (throttling)")
+    if conditions.swap_used_bytes:
+        warnings.append("swap was in use")
+    if conditions.power_source == "battery":
+        warnings.append("on battery: the system may limit the clock")
+    if device.virtual:
+        warnings.append("a virtual machine: speeds depend on its host's other guests")
+    for result in results:
+        if result.workload.regime != "engine":
+            continue
+        for m in result.measurements:
+            if m.unit == "s" and len(m.samples) > 1:
+                spread = (max(m.samples) - min(m.samples)) / m.median
+                if spread > SPREAD_FRACTION:
+                    warnings.append(f"{result.workload.id}: spread of {spread:.0%} between repetitions")
+    return warnings
+
+
+def _tool() -> dict[str, Any]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return {"name": "edgellm", "version": version("edgellm")}
+    except PackageNotFoundError:
+        return {"name": "edgellm", "version": "unknown"}

@@ -1,0 +1,1 @@
+"""The runtime: a loaded model that turns prompts into text."""

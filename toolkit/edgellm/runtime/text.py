@@ -1,0 +1,63 @@
+"""From token bytes to text: UTF-8 is never split, stop strings are never shown."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+MAX_STOPS = 64
+MAX_STOP_CHARS = 1024
+
+
+class TextAssembler:
+    """Collects token bytes and gives out text that is safe to show.
+
+    Held back are bytes of an unfinished character, and text that may be the beginning of a stop string.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if len(stops) > MAX_STOPS or any(not s or len(s) > MAX_STOP_CHARS for s in stops):
+            raise ValueError(f"at most {MAX_STOPS} stop strings of 1 to {MAX_STOP_CHARS} characters")
+        self._stops = tuple(stops)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: bytes) -> str:
+        """Text that can be shown now; sets `stopped` when a stop string has appeared."""
+        self._held += self._decoder.decode(piece)
+        return self._release()
+
+    def finish(self) -> str:
+        """What is still held back, when the generation is over; an unfinished character becomes U+FFFD."""
+        if self.stopped:
+            return ""
+        self._held += self._decoder.decode(b"", final=True)
+        text = self._release()
+        if not self.stopped:
+            text, self._held = text + self._held, ""
+        return text
+
+    def _release(self) -> str:
+        if self.stopped:
+            return ""
+        if self._stops:
+            found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+            if found:
+                text = self._held[: min(found)]
+                self.stopped, self._held = True, ""
+                return text
+        keep = self._possible_stop()
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+    def _possible_stop(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        longest = 0
+        for stop in self._stops:
+            for length in range(min(len(stop) - 1, len(self._held)), longest, -1):
+                if self._held.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest

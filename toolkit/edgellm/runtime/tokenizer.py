@@ -1,0 +1,47 @@
+"""Text to ids: by `tokenizers` where the artifact has a tokenizer.json, else by the backend itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgellm.errors import ArtifactError
+from edgellm.protocols import Backend
+
+
+class Tokenizer:
+    """Tokenizes for one model.
+
+    Args:
+        path: the artifact's tokenizer.json, or None to ask the backend.
+
+    Raises:
+        ArtifactError: the file is not a tokenizer, or has ids the model does not know.
+    """
+
+    def __init__(self, backend: Backend, path: Path | None) -> None:
+        self._backend = backend
+        self._own: Any = None
+        if path is None:
+            return
+        from tokenizers import Tokenizer as Library
+
+        try:
+            self._own = Library.from_file(str(path))
+        except Exception as err:  # the library raises bare Exception for every malformed file
+            raise ArtifactError(f"{path}: not a tokenizer.json: {str(err)[:200]}") from err
+        if self._own.get_vocab_size(with_added_tokens=True) > backend.vocab_size:
+            raise ArtifactError(
+                f"{path}: {self._own.get_vocab_size()} tokens, the model knows {backend.vocab_size}",
+                hint="convert the model again",
+            )
+        self._own.no_truncation()
+        self._own.no_padding()
+
+    def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Ids of a text; `parse_special` lets text such as <|im_end|> become one special token."""
+        if self._own is None:
+            return self._backend.tokenize(text, add_special=add_special, parse_special=parse_special)
+        self._own.encode_special_tokens = not parse_special
+        ids: list[int] = self._own.encode(text, add_special_tokens=add_special).ids
+        return ids
