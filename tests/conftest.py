@@ -1,9 +1,50 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite, and the models that several tests share."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from edgellm import api
+from tests.support import smollm2
 
 # Repeatable, and without a time limit per example: a busy machine is not a bug.
 settings.register_profile("edgellm", deadline=None, derandomize=True)
 settings.load_profile("edgellm")
+
+USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgellm" / "tests"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A home of its own for every test, and none of the user's settings."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    for name in [name for name in os.environ if name.startswith("EDGELLM_")]:
+        monkeypatch.delenv(name)
+    yield
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The embedded model as it ships: SmolLM2-135M-Instruct, Q4_1."""
+    return api.resolve("builtin:smollm2").path
+
+
+@pytest.fixture(scope="session")
+def smollm2_hf(smollm2_gguf: Path) -> Path:
+    """The same model as a Hugging Face directory in BF16, dithered."""
+    return smollm2.cached_checkpoint(smollm2_gguf, USER_CACHE)
+
+
+@pytest.fixture(scope="session")
+def smollm2_q8(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Path:
+    """An artifact of the embedded model in Q8_0, made for this machine."""
+    out = tmp_path_factory.mktemp("artifacts") / "smollm2-q8"
+    api.convert("builtin:smollm2", quant="Q8_0", output=out)
+    return out

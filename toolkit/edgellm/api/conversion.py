@@ -100,7 +100,7 @@ def convert(
         model: a Hugging Face directory, a .gguf, an artifact, or builtin:smollm2.
         output: the directory to make; by default ./<model>-<target>.
         quant: a name such as Q4_K_M, or auto for the target's recipe.
-        verify: compare with the source on a text afterwards: quick (2,048 tokens) or full (the whole text).
+        verify: compare with the source on a text afterwards: quick (1,024 tokens) or full (at most 32,768).
         max_kl: fail when the mean KL divergence is larger, in nats per token; by default a bound per type that only a
             broken conversion exceeds.
         jobs: worker threads; by default all usable cores.

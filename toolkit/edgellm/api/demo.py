@@ -17,7 +17,7 @@ MODEL = "builtin:smollm2"
 TARGETS = ("host", "rpi5")
 QUESTION = "What is the capital of France? Answer in one word."
 TARIFF = "world-2025q2"
-AGAINST = "gpt-5-nano"
+AGAINST = "ministral-3b-latest"
 MARKER = ".edgellm-demo"
 
 

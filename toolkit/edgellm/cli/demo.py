@@ -62,7 +62,7 @@ def command(output: Path, as_json: bool) -> None:
         )
         print_json(to_builtins(found))
         return
-    for line in cost.render_text(ledger).splitlines():
+    for line in cost.headline(ledger):
         say("cost", line)
     say("made", ", ".join([*(made.path for made in artifacts), str(path)]))
     say("took", f"{format_seconds(time.monotonic() - started)}; next: edgellm chat {artifacts[0].path}")

@@ -95,6 +95,12 @@ def run(argv: Sequence[str]) -> int:
         from edgellm.errors import ResourceError
 
         return _say(ResourceError("out of memory", hint="use a smaller model or --context"), as_json=as_json)
+    except Exception as err:  # the last resort: a bug of ours becomes one line too
+        if os.environ.get("EDGELLM_DEBUG"):
+            raise
+        where = f"{type(err).__name__}: {err}"
+        bug = EdgeLLMError(f"internal error: {where}", hint="this is a bug; EDGELLM_DEBUG=1 shows where it happened")
+        return _say(bug, as_json=as_json)
     return code if isinstance(code, int) else 0
 
 

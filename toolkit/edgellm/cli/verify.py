@@ -13,7 +13,7 @@ from edgellm.cli.common import json_option, print_json, progress_bars
 @click.argument("artifact")
 @click.option("--reference", metavar="MODEL", help="Compare with this model on a text.")
 @click.option("--text", type=click.Path(path_type=Path), help="Text to compare on; by default one that edgellm ships.")
-@click.option("--full", is_flag=True, help="Compare on the whole text (at most 32,768 tokens) instead of 2,048 tokens.")
+@click.option("--full", is_flag=True, help="Compare on the whole text (at most 32,768 tokens) instead of 1,024 tokens.")
 @click.option("--max-kl", type=click.FloatRange(0), metavar="NATS", help="Fail if it is further from the reference than this.")
 @json_option
 def command(

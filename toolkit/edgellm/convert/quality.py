@@ -19,8 +19,9 @@ from edgellm.errors import BadInputError
 from edgellm.protocols import Backend, Batcher, Feed, FloatArray, SamplingParams
 
 N_CTX = 512
-SLICE = 64
-QUICK_CHUNKS = 4
+MAX_LOGITS = 16 * 1024**2
+SCORED_AT_ONCE = 32
+QUICK_CHUNKS = 2
 FULL_CHUNKS = 64
 GOLDEN_PROMPTS = ("The capital of France is", "1, 2, 3, 4,", "def add(a, b):\n")
 GOLDEN_TOKENS = 24
@@ -86,7 +87,7 @@ def compare(
         for chunk in chunks:
             if reference.add_bos and reference.bos_id is not None:
                 chunk[0] = reference.bos_id
-            rows += _score_chunk(batchers[0], batchers[1], chunk, progress)
+            rows += _score_chunk(batchers[0], batchers[1], chunk, reference.vocab_size, progress)
     finally:
         for batcher in batchers:
             batcher.close()
@@ -117,7 +118,11 @@ def golden_outputs(backend: Backend, encode: Callable[[str], list[int]]) -> list
 
 
 def _score_chunk(
-    reference: Batcher, candidate: Batcher, chunk: list[int], progress: Callable[[int], None] | None
+    reference: Batcher,
+    candidate: Batcher,
+    chunk: list[int],
+    vocab_size: int,
+    progress: Callable[[int], None] | None,
 ) -> list[tuple[FloatArray, ...]]:
     half = len(chunk) // 2
     for batcher in (reference, candidate):
@@ -126,10 +131,14 @@ def _score_chunk(
     if progress:
         progress(half)
     rows = []
-    for start in range(half, len(chunk) - 1, SLICE):
-        tokens = chunk[start : min(start + SLICE, len(chunk) - 1)]
+    step = max(1, min(half, MAX_LOGITS // vocab_size))
+    for start in range(half, len(chunk) - 1, step):
+        tokens = chunk[start : min(start + step, len(chunk) - 1)]
         following = chunk[start + 1 : start + 1 + len(tokens)]
-        rows.append(_score_slice(_logits(reference, tokens), _logits(candidate, tokens), following))
+        first, second = _logits(reference, tokens), _logits(candidate, tokens)
+        for i in range(0, len(tokens), SCORED_AT_ONCE):
+            part = slice(i, i + SCORED_AT_ONCE)
+            rows.append(_score_slice(first[part], second[part], following[part]))
         if progress:
             progress(len(tokens))
     return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 from edgellm.cost.calculate import compute
 from edgellm.cost.ledger import Hardware, Ledger
 from edgellm.cost.prices import Price, PriceList, Tariff, load_prices, load_tariff, tariff_names
-from edgellm.cost.render import render_text
+from edgellm.cost.render import headline, render_text
 
 __all__ = [
     "Hardware",
@@ -18,6 +18,7 @@ __all__ = [
     "PriceList",
     "Tariff",
     "compute",
+    "headline",
     "load_prices",
     "load_tariff",
     "render_text",
