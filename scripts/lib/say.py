@@ -26,8 +26,12 @@ def run(argv: list[str | Path], *, what: str, log: Path | None = None, **options
             done = subprocess.run([str(a) for a in argv], stdout=sink, stderr=subprocess.STDOUT, **options)  # type: ignore[call-overload]
         tail = log.read_bytes()[-3000:].decode(errors="replace")
     else:
-        done = subprocess.run([str(a) for a in argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)  # type: ignore[call-overload]
+        done = subprocess.run(
+            [str(a) for a in argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+        )  # type: ignore[call-overload]
         tail = done.stdout[-3000:].decode(errors="replace")
     if done.returncode:
         print(tail, file=sys.stderr)
-        stop(f"{what} failed with exit code {done.returncode}", f"the command was: {' '.join(map(str, argv))}")
+        stop(
+            f"{what} failed with exit code {done.returncode}", f"the command was: {' '.join(map(str, argv))}"
+        )

@@ -28,7 +28,10 @@ def convert_with_llama_cpp(model: Path, out_type: str, out: Path) -> Path:
     """llama.cpp's convert_hf_to_gguf.py, run in .venv-oracle."""
     script = native_build() / "llama.cpp" / "convert_hf_to_gguf.py"
     subprocess.run(
-        [ORACLE_PYTHON, script, model, "--outtype", out_type, "--outfile", out], capture_output=True, check=True, timeout=600
+        [ORACLE_PYTHON, script, model, "--outtype", out_type, "--outfile", out],
+        capture_output=True,
+        check=True,
+        timeout=600,
     )
     return out
 

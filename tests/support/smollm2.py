@@ -111,7 +111,10 @@ def _tensors(reader: GGUFReader) -> dict[str, Any]:
 
 def _name(name: str) -> str | None:
     if not name.startswith("blk."):
-        outside = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+        outside = {
+            "token_embd.weight": "model.embed_tokens.weight",
+            "output_norm.weight": "model.norm.weight",
+        }
         return outside.get(name)
     _, layer, part, _ = name.split(".")
     return f"model.layers.{layer}.{NAMES[part]}.weight"

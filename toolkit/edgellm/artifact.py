@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgellm.errors import ArtifactError, MissingInputError, OutputError, OutputExistsError
-from edgellm.formats.records import Record, from_json, read_bounded, replace, to_json
+from edgellm.formats.records import Record, from_json, read_bounded, to_json
 
 MANIFEST_SCHEMA = "edgellm.manifest/1"
 RECEIPT_SCHEMA = "edgellm.receipt/1"
@@ -167,7 +167,7 @@ def check_file_name(name: str) -> str:
     Raises:
         ValueError: the name is empty, hidden by a separator, a dot name, or holds control characters.
     """
-    if not name or name in {".", ".."} or re.search(r'[/\\:\x00-\x1f]', name) or len(name.encode()) > 255:
+    if not name or name in {".", ".."} or re.search(r"[/\\:\x00-\x1f]", name) or len(name.encode()) > 255:
         raise ValueError(f"not a plain file name: {name!r}")
     return name
 
@@ -189,11 +189,14 @@ def open_directory(directory: Path) -> Artifact:
     for entry in manifest.files:
         path = directory / entry.name
         if path.is_symlink() or not path.is_file():
-            raise ArtifactError(f"{path}: named in the manifest but not a file there", hint="convert the model again")
+            raise ArtifactError(
+                f"{path}: named in the manifest but not a file there", hint="convert the model again"
+            )
         seen_bytes = path.stat().st_size
         if seen_bytes != entry.n_bytes:
             raise ArtifactError(
-                f"{path}: {seen_bytes} bytes, the manifest says {entry.n_bytes}", hint="convert the model again"
+                f"{path}: {seen_bytes} bytes, the manifest says {entry.n_bytes}",
+                hint="convert the model again",
             )
         names.add(entry.name)
     model_name = f"model.{manifest.format}"
@@ -295,7 +298,9 @@ def check_output_free(final: Path, *, force: bool) -> None:
     if not os.path.lexists(final):
         return
     if not force:
-        raise OutputExistsError(f"{final}: exists already", hint="choose another -o, or --force to replace it")
+        raise OutputExistsError(
+            f"{final}: exists already", hint="choose another -o, or --force to replace it"
+        )
     if final.is_symlink() or not (final / MANIFEST_NAME).is_file():
         raise OutputExistsError(
             f"{final}: exists and is not an artifact of edgellm, so --force does not replace it",
@@ -315,7 +320,7 @@ def staged_file(final: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, final)
+        temporary.replace(final)
     except OSError as err:
         raise write_error(final, err) from err
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from edgellm.errors import BadInputError, MissingInputError, UnsafeInputError
-from edgellm.formats import gguf, gguf_vocab, ggml_types, plain_json, safetensors
+from edgellm.formats import ggml_types, gguf, gguf_vocab, plain_json, safetensors
 from edgellm.formats.paths import safe_join
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -89,13 +89,17 @@ def _open_directory(directory: Path, name: str) -> Checkpoint:
     for shard in shards:
         for view in safetensors.read_safetensors(shard).tensors.values():
             if view.name in tensors:
-                raise BadInputError(f"{shard}: tensor {view.name!r} is also in {tensors[view.name].path.name}")
+                raise BadInputError(
+                    f"{shard}: tensor {view.name!r} is also in {tensors[view.name].path.name}"
+                )
             type_name = _SAFETENSORS_TYPES.get(view.dtype)
             if type_name is None:
                 raise BadInputError(
                     f"{shard}: tensor {view.name!r} has type {view.dtype}; F32, F16 and BF16 can be converted"
                 )
-            tensors[view.name] = SourceTensor(view.name, type_name, view.shape, shard, view.offset, view.n_bytes)
+            tensors[view.name] = SourceTensor(
+                view.name, type_name, view.shape, shard, view.offset, view.n_bytes
+            )
     tokenizer_path = directory / "tokenizer.json"
     tokenizer_config = _optional_json(directory / "tokenizer_config.json")
     files = [config_path, *shards]
@@ -178,11 +182,14 @@ def _open_gguf(path: Path, name: str) -> Checkpoint:
     file = gguf.read_gguf(path)
     gguf_vocab.validate_vocab(file)
     tensors = {
-        t.name: SourceTensor(t.name, t.type_name, t.shape, path, t.offset, t.n_bytes) for t in file.tensors.values()
+        t.name: SourceTensor(t.name, t.type_name, t.shape, path, t.offset, t.n_bytes)
+        for t in file.tensors.values()
     }
     unreadable = next((t for t in tensors.values() if t.type_name not in ggml_types.BY_NAME), None)
     if unreadable:
-        raise BadInputError(f"{path}: tensor {unreadable.name!r} has type {unreadable.type_name}, which is not known")
+        raise BadInputError(
+            f"{path}: tensor {unreadable.name!r} has type {unreadable.type_name}, which is not known"
+        )
     template = file.metadata.get("tokenizer.chat_template")
     licence = file.metadata.get("general.license")
     return Checkpoint(

@@ -28,7 +28,9 @@ def check_decode(prove: Callable[[], dict[str, Any]]) -> Finding:
     try:
         answer = prove()
     except NativeCrash as err:
-        return Finding(subject="decode", state="broken", found=f"{err.message}{_likely_cause(err)}", remedy=REBUILD)
+        return Finding(
+            subject="decode", state="broken", found=f"{err.message}{_likely_cause(err)}", remedy=REBUILD
+        )
     except EdgeLLMError as err:
         return Finding(subject="decode", state="broken", found=err.message, remedy=err.hint or "")
     runtime = answer["runtime"]
@@ -46,7 +48,9 @@ def check_machine() -> list[Finding]:
     available = machine.available_memory_bytes()
     findings = [
         Finding(
-            subject="machine", state="ok", found=f"{device.cpu}, {device.cores_logical} cores, {format_bytes(device.ram_bytes)}"
+            subject="machine",
+            state="ok",
+            found=f"{device.cpu}, {device.cores_logical} cores, {format_bytes(device.ram_bytes)}",
         ),
         Finding(subject="instruction sets", state="ok", found=", ".join(device.isa) or "none detected"),
         _build(),
@@ -58,7 +62,9 @@ def check_machine() -> list[Finding]:
             Finding(
                 subject=f"meter {meter.name}",
                 state="ok" if availability.available else "note",
-                found=f"reads {meter.kind} of {meter.scope}" if availability.available else availability.reason,
+                found=f"reads {meter.kind} of {meter.scope}"
+                if availability.available
+                else availability.reason,
                 remedy=availability.remedy,
             )
         )
@@ -68,7 +74,9 @@ def check_machine() -> list[Finding]:
 def _build() -> Finding:
     record = library.build_record()
     if record is None:
-        return Finding(subject="native build", state="note", found="not built by scripts/setup: flags unknown")
+        return Finding(
+            subject="native build", state="note", found="not built by scripts/setup: flags unknown"
+        )
     flags = " ".join(record.get("flags") or []) or "none"
     return Finding(
         subject="native build",

@@ -133,9 +133,7 @@ class NativeCrash(BackendError):
 
     exit_code = 70
 
-    def __init__(
-        self, message: str, *, hint: str | None = None, signal_name: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, signal_name: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.signal_name = signal_name
 

@@ -129,7 +129,11 @@ class Backend(Protocol):
     add_bos: bool
     chat_template: str | None
     capabilities: Capabilities
-    info: RuntimeInfo
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """The engine as it runs."""
+        ...
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Text to token ids. `parse_special` lets text such as <|im_end|> become one special token."""

@@ -26,7 +26,9 @@ def launch(verb: str, spec: dict[str, Any], *, timeout_s: float) -> dict[str, An
     Raises:
         NativeCrash: it died.  ResourceError: it took too long.  Any EdgeLLMError the child raised.
     """
-    done = process.run_child(process.python_argv([verb]), stdin=json.dumps(spec).encode(), timeout_s=timeout_s)
+    done = process.run_child(
+        process.python_argv([verb]), stdin=json.dumps(spec).encode(), timeout_s=timeout_s
+    )
     try:
         answer = json.loads(done.stdout)
     except ValueError as err:
@@ -69,7 +71,9 @@ def child_decode(spec: dict[str, Any]) -> dict[str, Any]:
 
     with load(spec["model"], context=512) as model:
         done = model.generate(
-            [{"role": "user", "content": "What is the capital of France? Answer in one word."}], max_tokens=16, temperature=0
+            [{"role": "user", "content": "What is the capital of France? Answer in one word."}],
+            max_tokens=16,
+            temperature=0,
         )
         return {"text": done.text, "tokens": len(done.token_ids), "runtime": to_builtins(model.info)}
 
@@ -77,7 +81,6 @@ def child_decode(spec: dict[str, Any]) -> dict[str, Any]:
 def child_measure(spec: dict[str, Any]) -> dict[str, Any]:
     """In the child: measure one workload."""
     from edgellm.api.profiling import measure
-
     from edgellm.profiler.measure import Spec
 
     outcome: dict[str, Any] = to_builtins(measure(from_builtins(Spec, spec, "measuring spec")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from edgellm.convert import recipe as recipes
 from edgellm.convert.source import Source
 from edgellm.errors import BadInputError, QualityError
 from edgellm.formats.records import read_bounded, replace
-from edgellm.native.llama import LlamaModel, LlamaOptions
+from edgellm.native.llama import LlamaOptions
 from edgellm.runtime.tokenizer import Tokenizer
 from edgellm.targets import Target
 
@@ -135,7 +134,9 @@ def convert(
             staged = _staged(staging, manifest)
             receipt = make_receipt(staged, source.checkpoint, verify=verify, max_kl=max_kl, progress=progress)
             artifact.write_record(staging / artifact.RECEIPT_NAME, receipt)
-            manifest = replace(manifest, files=[*manifest.files, artifact.entry_for(staging / artifact.RECEIPT_NAME)])
+            manifest = replace(
+                manifest, files=[*manifest.files, artifact.entry_for(staging / artifact.RECEIPT_NAME)]
+            )
             if receipt.verdict == "fail":
                 artifact.write_record(staging / artifact.MANIFEST_NAME, manifest)
                 _keep_rejected(staging, final, receipt)
@@ -172,7 +173,9 @@ def verify(
     pipeline.read_source(checkpoint)
     if reference is None:
         return None
-    receipt = make_receipt(opened, models.resolve(reference), verify=mode, max_kl=max_kl, text=text, progress=progress)
+    receipt = make_receipt(
+        opened, models.resolve(reference), verify=mode, max_kl=max_kl, text=text, progress=progress
+    )
     if receipt.verdict == "fail":
         raise QualityError(
             f"{path}: KL divergence from {receipt.reference} is {receipt.kl_mean:.4f} nats per token, more than {receipt.max_kl}",
@@ -201,7 +204,11 @@ def make_receipt(
     except UnicodeDecodeError as err:
         raise BadInputError(f"{chosen}: not UTF-8 text: {err}") from err
     options = LlamaOptions(n_threads=machine.default_threads())
-    bound = max_kl if max_kl is not None else quality.MAX_KL.get(opened.manifest.quant, max(quality.MAX_KL.values()))
+    bound = (
+        max_kl
+        if max_kl is not None
+        else quality.MAX_KL.get(opened.manifest.quant, max(quality.MAX_KL.values()))
+    )
     with _reference_gguf(reference) as reference_path:
         first = models.open_backend(reference_path, options)
         second = models.open_backend(Path(opened.model_path), options)
@@ -284,12 +291,10 @@ def _keep_rejected(staging: Path, final: Path, receipt: Receipt) -> None:
 
     rejected = final.with_name(f"{final.name}.rejected")
     shutil.rmtree(rejected, ignore_errors=True)
-    os.replace(staging, rejected)
+    staging.replace(rejected)
     raise QualityError(
         f"{final}: KL divergence from {receipt.reference} is {receipt.kl_mean:.4f} nats per token, more than {receipt.max_kl}; "
         f"kept as {rejected.name}",
         hint="choose a type with more bits, or allow more with --max-kl",
     )
 
-
-__all__ = ["LlamaModel", "Plan", "convert", "find_target", "make_receipt", "plan_conversion", "verify"]

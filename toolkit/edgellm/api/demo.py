@@ -40,7 +40,8 @@ def prepare(directory: Path) -> None:
     """
     if directory.exists() and not (directory / MARKER).exists() and any(directory.iterdir()):
         raise OutputExistsError(
-            f"{directory}: exists and was not made by the demo", hint="choose another place: edgellm demo --output DIR"
+            f"{directory}: exists and was not made by the demo",
+            hint="choose another place: edgellm demo --output DIR",
         )
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MARKER).touch()
@@ -49,7 +50,12 @@ def prepare(directory: Path) -> None:
 def convert_and_verify(directory: Path, target: str, progress: conversion.Progress) -> Artifact:
     """The embedded model for a target, compared with its source."""
     return conversion.convert(
-        MODEL, target=target, output=directory / f"smollm2-{target}", verify="quick", force=True, progress=progress
+        MODEL,
+        target=target,
+        output=directory / f"smollm2-{target}",
+        verify="quick",
+        force=True,
+        progress=progress,
     )
 
 

@@ -66,14 +66,21 @@ def open_artifact(path: str | Path) -> Artifact:
 
     directory = Path(path).expanduser()
     if not str(path).startswith("builtin:"):
-        if directory.is_dir() and (directory / "config.json").is_file() and not (directory / artifact.MANIFEST_NAME).exists():
+        if (
+            directory.is_dir()
+            and (directory / "config.json").is_file()
+            and not (directory / artifact.MANIFEST_NAME).exists()
+        ):
             raise UnsupportedError(
-                f"{directory}: a Hugging Face model, not an artifact", hint=f"convert it first: edgellm convert {directory}"
+                f"{directory}: a Hugging Face model, not an artifact",
+                hint=f"convert it first: edgellm convert {directory}",
             )
         if directory.is_dir():
             return artifact.open_directory(directory)
         if not directory.is_file():
-            raise MissingInputError(f"no artifact or .gguf at {str(path)!r}", hint="convert a model first: edgellm convert MODEL")
+            raise MissingInputError(
+                f"no artifact or .gguf at {str(path)!r}", hint="convert a model first: edgellm convert MODEL"
+            )
     checkpoint = resolve(path)
     return Artifact(
         path=str(checkpoint.path),
@@ -106,7 +113,9 @@ def load(
         BackendError: the native library is absent or refuses the model.
     """
     opened = open_artifact(path)
-    options = options_for(opened, threads=threads, kv_type=kv_type, flash_attention=flash_attention, gpu_layers=gpu_layers)
+    options = options_for(
+        opened, threads=threads, kv_type=kv_type, flash_attention=flash_attention, gpu_layers=gpu_layers
+    )
     backend = open_backend(Path(opened.model_path), options)
     return Model(
         backend,
@@ -150,7 +159,9 @@ def context_for(opened: Artifact, asked: int | None) -> int:
     trained = opened.manifest.context_train
     if asked is not None:
         if not 1 <= asked <= trained:
-            raise SpecError(f"context {asked} is outside 1 to {trained}, what {opened.manifest.model} was trained for")
+            raise SpecError(
+                f"context {asked} is outside 1 to {trained}, what {opened.manifest.model} was trained for"
+            )
         return asked
     recipe = opened.manifest.recipe
     return min(recipe.context if recipe else DEFAULT_CONTEXT, trained)

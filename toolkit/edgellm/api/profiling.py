@@ -13,6 +13,7 @@ from edgellm.errors import ArtifactError
 from edgellm.formats.records import MAX_RECORD_BYTES, read_bounded, replace
 from edgellm.profiler import measure as measuring
 from edgellm.profiler import run as running
+from edgellm.protocols import Backend
 from edgellm.report import Report
 from edgellm.runtime.model import Model
 
@@ -52,7 +53,13 @@ def profile(
         )  # fmt: skip
 
     return running.profile(
-        children.launch_measure, spec_for, opened.manifest, machine.describe(), chosen, strict=strict, progress=progress
+        children.launch_measure,
+        spec_for,
+        opened.manifest,
+        machine.describe(),
+        chosen,
+        strict=strict,
+        progress=progress,
     )
 
 
@@ -72,7 +79,7 @@ def measure(spec: measuring.Spec) -> measuring.Outcome:
 class _Subject:
     """The loaded model as the profiler sees it."""
 
-    def __init__(self, backend: models.LlamaModel, opened: artifact.Artifact, context: int) -> None:
+    def __init__(self, backend: Backend, opened: artifact.Artifact, context: int) -> None:
         self.backend = backend
         self.load_s = 0.0
         self._opened, self._context = opened, context
@@ -82,7 +89,10 @@ class _Subject:
         if self._model is None:
             path = self._opened.tokenizer_path
             self._model = Model(
-                self.backend, self._opened.manifest, context=self._context, tokenizer_path=Path(path) if path else None
+                self.backend,
+                self._opened.manifest,
+                context=self._context,
+                tokenizer_path=Path(path) if path else None,
             )
         return self._model
 

@@ -37,9 +37,13 @@ def command(
     opening = [{"role": "system", "content": system}] if system is not None else []
     with api.load(artifact, context=context, threads=threads) as model:
         if not model.has_chat_template:
-            raise SpecError(f"{artifact} has no chat template", hint=f"use: edgellm run --raw {artifact} TEXT")
+            raise SpecError(
+                f"{artifact} has no chat template", hint=f"use: edgellm run --raw {artifact} TEXT"
+            )
         if sys.stdin.isatty():
-            click.echo(f"{model.manifest.model} {model.manifest.quant}, context {model.context}. {_HELP}", err=True)
+            click.echo(
+                f"{model.manifest.model} {model.manifest.quant}, context {model.context}. {_HELP}", err=True
+            )
         messages = list(opening)
         while (line := _read_line()) is not None:
             if line == "/exit":
@@ -61,7 +65,9 @@ def _read_line() -> str | None:
         return None
 
 
-def _answer(model: Any, messages: list[dict[str, str]], line: str, sampling: dict[str, Any], *, quiet: bool) -> None:
+def _answer(
+    model: Any, messages: list[dict[str, str]], line: str, sampling: dict[str, Any], *, quiet: bool
+) -> None:
     from edgellm.cli.usage import usage_line
     from edgellm.errors import ContextOverflowError
 

@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the physical cores.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Threads; by default the physical cores."
+)
 context_option = click.option(
     "--context", type=click.IntRange(1, 1 << 22), metavar="N", help="Tokens of prompt and answer together."
 )

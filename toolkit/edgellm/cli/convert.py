@@ -11,11 +11,28 @@ from edgellm.cli.common import context_option, json_option, print_json, progress
 
 @click.command("convert")
 @click.argument("model")
-@click.option("--target", default="host", show_default=True, help="The device: see `edgellm targets`; host is this machine.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Directory to make.  [default: ./<model>-<target>]")
-@click.option("--quant", default="auto", show_default=True, metavar="auto|TYPE", help="For example Q4_K_M, Q8_0, BF16.")
+@click.option(
+    "--target",
+    default="host",
+    show_default=True,
+    help="The device: see `edgellm targets`; host is this machine.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Directory to make.  [default: ./<model>-<target>]",
+)
+@click.option(
+    "--quant", default="auto", show_default=True, metavar="auto|TYPE", help="For example Q4_K_M, Q8_0, BF16."
+)
 @context_option
-@click.option("--kv-type", default="auto", show_default=True, help="Type of the KV cache at run time, for example F16 or Q8_0.")
+@click.option(
+    "--kv-type",
+    default="auto",
+    show_default=True,
+    help="Type of the KV cache at run time, for example F16 or Q8_0.",
+)
 @click.option(
     "--verify",
     type=click.Choice(["none", "quick", "full"]),
@@ -23,10 +40,17 @@ from edgellm.cli.common import context_option, json_option, print_json, progress
     show_default=True,
     help="Compare the result with the source on a text.",
 )
-@click.option("--max-kl", type=click.FloatRange(0), metavar="NATS", help="Fail if it is further from the source than this.")
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(0),
+    metavar="NATS",
+    help="Fail if it is further from the source than this.",
+)
 @click.option("--jobs", type=click.IntRange(1, 256), help="Worker threads; by default all cores.")
 @click.option("--dry-run", is_flag=True, help="Print the recipe, its reasons and sizes; write nothing.")
-@click.option("--force", is_flag=True, help="Replace an artifact of that name; it stays until the new one is complete.")
+@click.option(
+    "--force", is_flag=True, help="Replace an artifact of that name; it stays until the new one is complete."
+)
 @json_option
 def command(
     model: str,
@@ -85,7 +109,9 @@ def _show_plan(plan: object, *, as_json: bool) -> None:
             }
         )
         return
-    click.echo(f"would write {plan.output}: {plan.recipe.quant} for {plan.target.id}, {format_bytes(plan.needed_bytes)}")
+    click.echo(
+        f"would write {plan.output}: {plan.recipe.quant} for {plan.target.id}, {format_bytes(plan.needed_bytes)}"
+    )
     for step in plan.recipe.steps:
         click.echo(f"  {step}")
     for reason in plan.recipe.reasons:

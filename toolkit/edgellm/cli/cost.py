@@ -12,16 +12,38 @@ from edgellm.cli.common import json_option, print_json
 
 @click.command("cost")
 @click.argument("report", type=click.Path(path_type=Path))
-@click.option("--tariff", required=True, metavar="NAME|PRICE", help="A named tariff, or a price per kWh such as '0.30 EUR'.")
-@click.option("--against", metavar="MODEL", help="A cloud model's list price to set beside it.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), help="What 1 USD is in the tariff's currency.")
 @click.option(
-    "--watts", type=click.FloatRange(0, min_open=True), metavar="W", help="Power while generating, if you know it and no meter did."
+    "--tariff",
+    required=True,
+    metavar="NAME|PRICE",
+    help="A named tariff, or a price per kWh such as '0.30 EUR'.",
 )
-@click.option("--hardware", type=click.FloatRange(0), metavar="PRICE", help="Price of the device, for its own line.")
-@click.option("--years", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True, help="How long it is used.")
+@click.option("--against", metavar="MODEL", help="A cloud model's list price to set beside it.")
 @click.option(
-    "--hours-per-day", type=click.FloatRange(0, 24, min_open=True), default=1.0, show_default=True, help="How long it generates each day."
+    "--rate", type=click.FloatRange(0, min_open=True), help="What 1 USD is in the tariff's currency."
+)
+@click.option(
+    "--watts",
+    type=click.FloatRange(0, min_open=True),
+    metavar="W",
+    help="Power while generating, if you know it and no meter did.",
+)
+@click.option(
+    "--hardware", type=click.FloatRange(0), metavar="PRICE", help="Price of the device, for its own line."
+)
+@click.option(
+    "--years",
+    type=click.FloatRange(0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="How long it is used.",
+)
+@click.option(
+    "--hours-per-day",
+    type=click.FloatRange(0, 24, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How long it generates each day.",
 )
 @click.option("--allow-stale-prices", is_flag=True, help="No warning about old cloud prices.")
 @json_option
@@ -53,7 +75,9 @@ def command(
         today=datetime.datetime.now(datetime.UTC).date(),
         stated_watts=watts,
         rate=rate,
-        hardware=cost.Hardware(price=hardware, years=years, hours_per_day=hours_per_day) if hardware is not None else None,
+        hardware=cost.Hardware(price=hardware, years=years, hours_per_day=hours_per_day)
+        if hardware is not None
+        else None,
         allow_stale=allow_stale_prices,
     )
     if as_json:

@@ -12,7 +12,12 @@ from edgellm.cli.common import json_option, print_json, progress_bars, status_li
 
 @click.command("demo")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=Path("edgellm-demo"), show_default=True, help="Directory to make."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("edgellm-demo"),
+    show_default=True,
+    help="Directory to make.",
 )
 @json_option
 def command(output: Path, as_json: bool) -> None:
@@ -42,7 +47,9 @@ def command(output: Path, as_json: bool) -> None:
         receipt = made.receipt
         assert receipt is not None
         manifest = made.manifest
-        say("convert", f"{manifest.model} for {target}: {manifest.quant}, {format_bytes(manifest.file_bytes)}")
+        say(
+            "convert", f"{manifest.model} for {target}: {manifest.quant}, {format_bytes(manifest.file_bytes)}"
+        )
         say(
             "verify",
             f"{receipt.verdict}: KL {receipt.kl_mean:.4f} nats/token from the source ({receipt.reference}), "
@@ -58,7 +65,12 @@ def command(output: Path, as_json: bool) -> None:
     ledger = demo.price(report)
     if as_json:
         found = demo.Demo(
-            artifacts=artifacts, question=demo.QUESTION, answer=answer, report=report, report_path=str(path), ledger=ledger
+            artifacts=artifacts,
+            question=demo.QUESTION,
+            answer=answer,
+            report=report,
+            report_path=str(path),
+            ledger=ledger,
         )
         print_json(to_builtins(found))
         return

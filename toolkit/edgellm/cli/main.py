@@ -61,7 +61,9 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, "--version", prog_name="edgellm")
 def group() -> None:
     """Convert a language model for a device you own, run it there, and measure what a token costs."""
@@ -69,7 +71,9 @@ def group() -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run a command line and return its exit code."""
-    with contextlib.suppress(ValueError):  # not in the main thread: an embedding program keeps its own handler
+    with contextlib.suppress(
+        ValueError
+    ):  # not in the main thread: an embedding program keeps its own handler
         signal.signal(signal.SIGTERM, _terminate)
     as_json = "--json" in argv or (bool(argv) and argv[0] in HIDDEN)
     try:
@@ -99,7 +103,9 @@ def run(argv: Sequence[str]) -> int:
         if os.environ.get("EDGELLM_DEBUG"):
             raise
         where = f"{type(err).__name__}: {err}"
-        bug = EdgeLLMError(f"internal error: {where}", hint="this is a bug; EDGELLM_DEBUG=1 shows where it happened")
+        bug = EdgeLLMError(
+            f"internal error: {where}", hint="this is a bug; EDGELLM_DEBUG=1 shows where it happened"
+        )
         return _say(bug, as_json=as_json)
     return code if isinstance(code, int) else 0
 

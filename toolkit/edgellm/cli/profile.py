@@ -11,11 +11,21 @@ from edgellm.cli.common import json_option, print_json, status_line, threads_opt
 
 @click.command("profile")
 @click.argument("artifact")
-@click.option("--workload", "workloads", multiple=True, metavar="NAME", help="What to measure; may be repeated.  [default: all five]")
+@click.option(
+    "--workload",
+    "workloads",
+    multiple=True,
+    metavar="NAME",
+    help="What to measure; may be repeated.  [default: all five]",
+)
 @threads_option
-@click.option("--reps", type=click.IntRange(1, 1000), help="Repetitions, instead of each workload's own number.")
+@click.option(
+    "--reps", type=click.IntRange(1, 1000), help="Repetitions, instead of each workload's own number."
+)
 @click.option("--strict", is_flag=True, help="Refuse to measure on a busy machine instead of warning.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.json", help="Write the report here.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.json", help="Write the report here."
+)
 @json_option
 def command(
     artifact: str,

@@ -22,7 +22,9 @@ MAX_PROMPT_BYTES = 64 * 1024**2
 @context_option
 @threads_option
 @click.option("--kv-type", metavar="TYPE", help="Type of the KV cache, for example F16 or Q8_0.")
-@click.option("--flash-attention", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option(
+    "--flash-attention", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True
+)
 @click.option("--quiet", is_flag=True, help="No line about speed on stderr.")
 @json_option
 def command(
@@ -45,7 +47,9 @@ def command(
     from edgellm import api
 
     prompt = _read_stdin() if prompt is None else prompt
-    with api.load(artifact, context=context, threads=threads, kv_type=kv_type, flash_attention=flash_attention) as model:
+    with api.load(
+        artifact, context=context, threads=threads, kv_type=kv_type, flash_attention=flash_attention
+    ) as model:
         asked: Any = prompt
         if model.has_chat_template and not raw:
             asked = [{"role": "system", "content": system}] if system is not None else []

@@ -10,20 +10,48 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--max-tokens", type=click.IntRange(1, 1 << 22), metavar="N", help="Stop after so many tokens."),
     click.option(
-        "--temperature", type=click.FloatRange(0, 100), default=0.8, show_default=True, help="0 takes the most likely token."
-    ),
-    click.option("--top-k", type=click.IntRange(0), default=40, show_default=True, help="Keep the K best tokens; 0 keeps all."),
-    click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="Keep the smallest set this likely."),
-    click.option(
-        "--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Drop tokens this much less likely than the best."
+        "--max-tokens", type=click.IntRange(1, 1 << 22), metavar="N", help="Stop after so many tokens."
     ),
     click.option(
-        "--repeat-penalty", type=click.FloatRange(0.01, 100), default=1.0, show_default=True, help="Divide the logits of recent tokens."
+        "--temperature",
+        type=click.FloatRange(0, 100),
+        default=0.8,
+        show_default=True,
+        help="0 takes the most likely token.",
+    ),
+    click.option(
+        "--top-k",
+        type=click.IntRange(0),
+        default=40,
+        show_default=True,
+        help="Keep the K best tokens; 0 keeps all.",
+    ),
+    click.option(
+        "--top-p",
+        type=click.FloatRange(0, 1),
+        default=0.95,
+        show_default=True,
+        help="Keep the smallest set this likely.",
+    ),
+    click.option(
+        "--min-p",
+        type=click.FloatRange(0, 1),
+        default=0.05,
+        show_default=True,
+        help="Drop tokens this much less likely than the best.",
+    ),
+    click.option(
+        "--repeat-penalty",
+        type=click.FloatRange(0.01, 100),
+        default=1.0,
+        show_default=True,
+        help="Divide the logits of recent tokens.",
     ),
     click.option("--seed", type=click.IntRange(0, 2**32 - 2), help="The same seed gives the same text."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
+    click.option(
+        "--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."
+    ),
 )
 
 

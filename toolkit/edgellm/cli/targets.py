@@ -51,7 +51,9 @@ def show(name: str, as_json: bool) -> None:
     sources, why = values.pop("sources"), values.pop("why")
     defaults = values.pop("defaults")
     for key, value in values.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else "unknown" if value is None else value
+        shown = (
+            ", ".join(map(str, value)) if isinstance(value, list) else "unknown" if value is None else value
+        )
         click.echo(f"{key:<22} {shown}" + (f"   [{sources[key]}]" if key in sources else ""))
     click.echo("\ndefaults, and why")
     for key, value in defaults.items():

@@ -12,9 +12,18 @@ from edgellm.cli.common import json_option, print_json, progress_bars
 @click.command("verify")
 @click.argument("artifact")
 @click.option("--reference", metavar="MODEL", help="Compare with this model on a text.")
-@click.option("--text", type=click.Path(path_type=Path), help="Text to compare on; by default one that edgellm ships.")
-@click.option("--full", is_flag=True, help="Compare on the whole text (at most 32,768 tokens) instead of 1,024 tokens.")
-@click.option("--max-kl", type=click.FloatRange(0), metavar="NATS", help="Fail if it is further from the reference than this.")
+@click.option(
+    "--text", type=click.Path(path_type=Path), help="Text to compare on; by default one that edgellm ships."
+)
+@click.option(
+    "--full", is_flag=True, help="Compare on the whole text (at most 32,768 tokens) instead of 1,024 tokens."
+)
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(0),
+    metavar="NATS",
+    help="Fail if it is further from the reference than this.",
+)
 @json_option
 def command(
     artifact: str, reference: str | None, text: Path | None, full: bool, max_kl: float | None, as_json: bool
@@ -28,16 +37,27 @@ def command(
 
     with progress_bars() as progress:
         receipt = api.verify(
-            artifact, reference=reference, text=text, mode="full" if full else "quick", max_kl=max_kl, progress=progress
+            artifact,
+            reference=reference,
+            text=text,
+            mode="full" if full else "quick",
+            max_kl=max_kl,
+            progress=progress,
         )
     opened = api.open_artifact(artifact)
     if as_json:
-        print_json({"manifest": to_builtins(opened.manifest), "receipt": to_builtins(receipt) if receipt else None})
+        print_json(
+            {"manifest": to_builtins(opened.manifest), "receipt": to_builtins(receipt) if receipt else None}
+        )
         return
     from edgellm.cli.words import receipt_line
 
     n_files = len(opened.manifest.files)
-    said = f"{n_files} files match their manifest" if n_files else "a plain GGUF: its structure is sound; no manifest, so no hashes"
+    said = (
+        f"{n_files} files match their manifest"
+        if n_files
+        else "a plain GGUF: its structure is sound; no manifest, so no hashes"
+    )
     click.echo(f"{opened.path}: {said}")
     if receipt:
         click.echo(receipt_line(receipt))

@@ -9,10 +9,9 @@ from edgellm.units import format_bytes, format_count
 def artifact_lines(artifact: Artifact) -> list[str]:
     """What was made, why, and how good it is."""
     manifest = artifact.manifest
-    lines = [
-        f"{artifact.path}: {manifest.model} {manifest.quant} for {manifest.target}, {format_bytes(manifest.file_bytes)}, "
-        f"{format_count(manifest.n_params)} weights at {manifest.bpw:.2f} bits"
-    ]
+    size, weights = format_bytes(manifest.file_bytes), format_count(manifest.n_params)
+    made = f"{manifest.model} {manifest.quant} for {manifest.target}"
+    lines = [f"{artifact.path}: {made}, {size}, {weights} weights at {manifest.bpw:.2f} bits"]
     if manifest.recipe:
         lines += [f"  {reason.choice}: {reason.because}" for reason in manifest.recipe.reasons]
     lines += [f"  warning: {warning}" for warning in manifest.warnings]

@@ -17,7 +17,7 @@ TEXTS = (
     "def f(x: int) -> int:\n    return x ** 2  # squared\n\nif __name__ == '__main__':\n    print(f(3))\n",
     "for (int i = 0; i < n; ++i) { sum += a[i] * b[i]; } // dot\n\t/* end */\n#include <stdio.h>",
     '{"key": [1, 2.5, null, true], "s": "a\\nb"}',
-    "<html><body class=\"x\">&amp; &lt;b&gt; https://example.org/a?b=c&d=e#f user@example.org</body></html>",
+    '<html><body class="x">&amp; &lt;b&gt; https://example.org/a?b=c&d=e#f user@example.org</body></html>',
     "!!! ??? ... --- === *** ### @@@ ((())) [[[]]] {{{}}} <<<>>> ~~~ ``` \"\"\" ''' ;;; ::: ,,,",
     "wait...what?!no way!!!(really)[yes]{ok}<tag/>a+b=c;d*e/f%g^h&i|j~k",
     "na\u00efve caf\u00e9 \u00fcber stra\u00dfe \u00c5ngstr\u00f6m ma\u00f1ana \u0141\u00f3d\u017a \u010desk\u00fd cr\u00e8me br\u00fbl\u00e9e",

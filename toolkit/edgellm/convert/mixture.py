@@ -54,7 +54,9 @@ def find(name: str) -> Quant:
     return lookup(QUANTS, name.upper(), "quantization type")
 
 
-def named_mix(quant: Quant, shape: ModelShape, base_types: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+def named_mix(
+    quant: Quant, shape: ModelShape, base_types: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
     """Type of every tensor, in the order of `shape.tensors`, and the tensors whose type had to fall back.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import sys
 import tempfile
@@ -13,8 +14,10 @@ from pathlib import Path
 from edgellm import artifact
 from edgellm.artifact import Manifest, Parent, Recipe
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert import architectures, mixture, recipe as recipes, tokenizer, writer
+from edgellm.convert import architectures, mixture, tokenizer, writer
+from edgellm.convert import recipe as recipes
 from edgellm.convert.source import HeaderValue, Source, from_gguf
+from edgellm.formats import records
 from edgellm.shape import n_elements, tensor_bytes
 from edgellm.targets import Target
 
@@ -41,7 +44,7 @@ def add_vocabulary(source: Source, tokenize_file: TokenizeFile) -> tuple[Source,
     path = checkpoint.tokenizer_path
     assert path is not None
     add_bos = tokenizer.adds_bos(path, vocabulary.special.get("bos"))
-    vocabulary = tokenizer.dataclasses.replace(vocabulary, add_bos=add_bos)
+    vocabulary = dataclasses.replace(vocabulary, add_bos=add_bos)
     with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
 
         def tokenize(pre: str, texts: Sequence[str]) -> list[list[int]]:
@@ -53,7 +56,7 @@ def add_vocabulary(source: Source, tokenize_file: TokenizeFile) -> tuple[Source,
         pre, evidence = tokenizer.choose_pre_tokenizer(vocabulary, path, tokenize)
     header = {**source.header, **vocabulary.header(pre, checkpoint.chat_template)}
     said = f"pre-tokenizer {pre}: {evidence}"
-    return tokenizer.dataclasses.replace(source, header=header), said
+    return dataclasses.replace(source, header=header), said
 
 
 def write_model(
@@ -65,7 +68,9 @@ def write_model(
         "general.file_type": HeaderValue("UINT32", mixture.find(recipe.quant).file_type),
         "general.quantization_version": HeaderValue("UINT32", QUANTIZATION_VERSION),
     }
-    return writer.write_gguf(path, source, recipe.tensor_types, header, n_workers=n_workers, progress=progress)
+    return writer.write_gguf(
+        path, source, recipe.tensor_types, header, n_workers=n_workers, progress=progress
+    )
 
 
 def convert(
@@ -93,7 +98,8 @@ def convert(
             shutil.copyfile(checkpoint.tokenizer_path, staging / "tokenizer.json")
             entries.append(artifact.entry_for(staging / "tokenizer.json"))
         parent_records = [
-            Parent(name=path.name, n_bytes=path.stat().st_size, sha256=digest.result()) for path, digest in parents
+            Parent(name=path.name, n_bytes=path.stat().st_size, sha256=digest.result())
+            for path, digest in parents
         ]
     return Manifest(
         schema=artifact.MANIFEST_SCHEMA,
@@ -171,11 +177,13 @@ def manifest_of_gguf(checkpoint: Checkpoint) -> Manifest:
 
 def _with_note(recipe: Recipe, note: str) -> Recipe:
     choice, _, because = note.partition(": ")
-    return artifact.replace(recipe, reasons=[*recipe.reasons, artifact.Reason(choice=choice, because=because)])
+    return records.replace(
+        recipe, reasons=[*recipe.reasons, artifact.Reason(choice=choice, because=because)]
+    )
 
 
 def _without_tensors(source: Source) -> Source:
-    return tokenizer.dataclasses.replace(source, tensors=())
+    return dataclasses.replace(source, tensors=())
 
 
 @contextlib.contextmanager

@@ -54,12 +54,16 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
     reasons.append(
         Reason(
             choice=f"kv_type {kv_type}",
-            because=target.why.get("kv_type", "the target's default") if options.kv_type == "auto" else "asked for",
+            because=target.why.get("kv_type", "the target's default")
+            if options.kv_type == "auto"
+            else "asked for",
         )
     )
     threads = target.defaults.threads
     if threads is not None:
-        reasons.append(Reason(choice=f"threads {threads}", because=target.why.get("threads", "the target's default")))
+        reasons.append(
+            Reason(choice=f"threads {threads}", because=target.why.get("threads", "the target's default"))
+        )
     _check_fit(target, source, types, context, kv_type, reasons)
     return Recipe(
         format="gguf",

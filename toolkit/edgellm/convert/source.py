@@ -58,7 +58,7 @@ class PlannedTensor(NamedTuple):
         head_rows = self.n_rows // self.rotary_heads
         head, within = np.divmod(rows, head_rows)
         pair, half = np.divmod(within, 2)
-        return head * head_rows + half * (head_rows // 2) + pair
+        return np.asarray(head * head_rows + half * (head_rows // 2) + pair)
 
 
 class HeaderValue(NamedTuple):

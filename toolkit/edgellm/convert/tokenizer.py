@@ -17,7 +17,7 @@ from typing import Any
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert import hard_text
 from edgellm.convert.source import HeaderValue
-from edgellm.errors import BadInputError, BackendError, MissingInputError, UnsupportedError
+from edgellm.errors import BackendError, BadInputError, MissingInputError, UnsupportedError
 from edgellm.formats import plain_json
 from edgellm.formats.plain_json import Fields
 
@@ -130,11 +130,18 @@ def choose_pre_tokenizer(vocabulary: Vocabulary, path: Path, tokenize: Tokenize)
             continue
         wrong = [i for i, (a, b) in enumerate(zip(wanted, seen, strict=True)) if a != b]
         if not wrong:
-            return name, f"same token ids as tokenizers on {len(texts)} texts ({sum(map(len, wanted))} tokens)"
+            return (
+                name,
+                f"same token ids as tokenizers on {len(texts)} texts ({sum(map(len, wanted))} tokens)",
+            )
         if nearest is None or len(wrong) < nearest[0]:
             first = wrong[0]
             nearest = (len(wrong), name, _difference(texts[first], wanted[first], seen[first]))
-    said = f"the nearest, {nearest[1]!r}, differs on {nearest[0]} of {len(texts)} texts: {nearest[2]}" if nearest else ""
+    said = (
+        f"the nearest, {nearest[1]!r}, differs on {nearest[0]} of {len(texts)} texts: {nearest[2]}"
+        if nearest
+        else ""
+    )
     raise UnsupportedError(f"{path}: none of llama.cpp's pre-tokenizers gives this tokenizer's ids; {said}")
 
 
@@ -179,7 +186,9 @@ def _tokens(
         added_ids[entry["content"]] = (entry.get("id"), bool(entry.get("special")))
     for text, number in [*vocab.items(), *((text, number) for text, (number, _) in added_ids.items())]:
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < vocab_size:
-            raise BadInputError(f"{where}: token {text[:40]!r} has id {number!r}, the model has {vocab_size} tokens")
+            raise BadInputError(
+                f"{where}: token {text[:40]!r} has id {number!r}, the model has {vocab_size} tokens"
+            )
         if len(text.encode("utf-8", errors="replace")) > MAX_TOKEN_BYTES:
             raise BadInputError(f"{where}: token {number} is longer than {MAX_TOKEN_BYTES} bytes")
         if tokens[number] is not None and tokens[number] != text:
@@ -197,7 +206,11 @@ def _merges(merges: object, where: str) -> list[str]:
     joined = []
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p and " " not in p for p in pair):
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(p, str) and p and " " not in p for p in pair)
+        ):
             raise BadInputError(f"{where}: merge {str(merge)[:80]!r} is not a pair of tokens")
         joined.append(f"{pair[0]} {pair[1]}")
     return joined
@@ -234,5 +247,7 @@ def _ordered(pre_tokenizer: dict[str, Any]) -> list[str]:
 
 
 def _difference(text: str, wanted: list[int], seen: list[int]) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(wanted, seen, strict=False)) if a != b), min(len(wanted), len(seen)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(wanted, seen, strict=False)) if a != b), min(len(wanted), len(seen))
+    )
     return f"on {text[:30]!r} token {at} is {wanted[at : at + 1]} there and {seen[at : at + 1]} in llama.cpp"

@@ -82,8 +82,7 @@ def write_gguf(
 def needed_bytes(source: Source, types: dict[str, str]) -> int:
     """Bytes of the tensors with padding; the header comes on top."""
     return sum(
-        size + -size % ALIGNMENT
-        for size in (tensor_bytes(t.shape, types[t.name]) for t in source.tensors)
+        size + -size % ALIGNMENT for size in (tensor_bytes(t.shape, types[t.name]) for t in source.tensors)
     )
 
 
@@ -130,7 +129,11 @@ def _in_order(
     ahead = 2 * n_workers + 1
     try:
         for tensor, low, high in _slabs(source):
-            job = pool.submit(_convert_slab, tensor, low, high, types[tensor.name], readers) if low >= 0 else None
+            job = (
+                pool.submit(_convert_slab, tensor, low, high, types[tensor.name], readers)
+                if low >= 0
+                else None
+            )
             pending.append((tensor, (high - low) * tensor.shape[-1], job))
             while len(pending) > ahead:
                 done_tensor, n_weights, done = pending.popleft()
@@ -148,16 +151,20 @@ def _convert_slab(tensor: PlannedTensor, low: int, high: int, to_type: str, read
     n_columns = tensor.shape[-1] if len(tensor.shape) > 0 else 1
     if isinstance(tensor.origin, np.ndarray):
         rows = tensor.origin.reshape(-1, n_columns)[low:high]
-        return memoryview(ggml.quantize_rows(rows, to_type)).cast("B")
+        return _flat(ggml.quantize_rows(rows, to_type))
     packed = _read_rows(tensor, low, high, readers)
     if tensor.source_type == to_type:
         ggml.check_rows(packed, to_type, tensor.name)
-        return memoryview(np.ascontiguousarray(packed)).cast("B")
+        return _flat(packed)
     rows = ggml.dequantize_rows(packed, tensor.source_type, n_columns)
     try:
-        return memoryview(ggml.quantize_rows(rows, to_type)).cast("B")
+        return _flat(ggml.quantize_rows(rows, to_type))
     except BadInputError as err:
         raise BadInputError(f"tensor {tensor.name!r}, rows {low} to {high - 1}: {err.message}") from err
+
+
+def _flat(rows: ggml.Bytes) -> memoryview:
+    return np.ascontiguousarray(rows).data.cast("B")
 
 
 def _read_rows(tensor: PlannedTensor, low: int, high: int, readers: _Readers) -> ggml.Bytes:
@@ -195,9 +202,11 @@ class _Readers:
         buffer = np.empty(n_bytes, dtype=np.uint8)
         done = 0
         while done < n_bytes:
-            got = os.preadv(fd, [memoryview(buffer)[done:]], offset + done)
+            got = os.preadv(fd, [buffer.data[done:]], offset + done)
             if got == 0:
-                raise BadInputError(f"{path}: ends at byte {offset + done}, its header promises more; was it truncated?")
+                raise BadInputError(
+                    f"{path}: ends at byte {offset + done}, its header promises more; was it truncated?"
+                )
             done += got
         return buffer
 

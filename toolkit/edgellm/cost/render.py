@@ -40,17 +40,24 @@ def headline(ledger: Ledger) -> list[str]:
     if ledger.decode:
         lines = [f"a million tokens: {_cost(ledger.decode, tariff)} of electricity at {at} ({tariff.name})"]
     else:
-        lines = [f"electricity of a million tokens not known: no energy was measured (tariff {at}, {tariff.name})"]
+        lines = [
+            f"electricity of a million tokens not known: no energy was measured (tariff {at}, {tariff.name})"
+        ]
     if comparison is None:
         return lines
     price = comparison.price
     listed = f"{price.model} lists {as_listed(price.output_usd_per_million, CLOUD_CURRENCY)} per million ({price.as_of})"
     if ledger.decode is None and comparison.break_even_w:
         watts = two_digits(comparison.break_even_w.median)
-        lines.append(f"{listed}: this machine's electricity is cheaper if it draws less than {watts} W, dearer if more")
+        lines.append(
+            f"{listed}: this machine's electricity is cheaper if it draws less than {watts} W, dearer if more"
+        )
     else:
         lines.append(f"{listed}: {comparison.verdict or comparison.note}")
-    return [*lines, "quality is not equal: this small model is another product than the cloud model beside it"]
+    return [
+        *lines,
+        "quality is not equal: this small model is another product than the cloud model beside it",
+    ]
 
 
 def two_digits(value: float) -> str:

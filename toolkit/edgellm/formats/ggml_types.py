@@ -30,7 +30,9 @@ class GGMLType(NamedTuple):
     def row_bytes(self, n_weights: int) -> int:
         """Bytes of a row of `n_weights` weights, a multiple of `block`."""
         if n_weights % self.block:
-            raise ValueError(f"row of {n_weights} weights is not a multiple of {self.name}'s block of {self.block}")
+            raise ValueError(
+                f"row of {n_weights} weights is not a multiple of {self.name}'s block of {self.block}"
+            )
         return n_weights // self.block * self.block_bytes
 
 

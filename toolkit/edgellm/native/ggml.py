@@ -85,7 +85,9 @@ def check_rows(packed: Bytes, type_name: str, where: str) -> None:
         BadInputError: they do; `where` names the tensor.
     """
     packed = np.ascontiguousarray(packed)
-    if not _base().ggml_validate_row_data(ggml_types.BY_NAME[type_name].number, packed.ctypes.data, packed.nbytes):
+    if not _base().ggml_validate_row_data(
+        ggml_types.BY_NAME[type_name].number, packed.ctypes.data, packed.nbytes
+    ):
         raise BadInputError(f"tensor {where!r} holds NaN, infinity or invalid {type_name} blocks")
 
 

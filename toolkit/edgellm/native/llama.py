@@ -62,7 +62,9 @@ class LlamaOptions(Record):
         if not 1 <= self.n_threads <= 1024 or not 0 <= self.n_threads_batch <= 1024:
             raise ValueError(f"n_threads is {self.n_threads}/{self.n_threads_batch}, outside 1 to 1024")
         if not 1 <= self.n_ubatch <= self.n_batch <= 1 << 16:
-            raise ValueError(f"n_ubatch {self.n_ubatch} and n_batch {self.n_batch} must be 1 <= ubatch <= batch <= 65536")
+            raise ValueError(
+                f"n_ubatch {self.n_ubatch} and n_batch {self.n_batch} must be 1 <= ubatch <= batch <= 65536"
+            )
 
 
 class LlamaModel:
@@ -74,7 +76,9 @@ class LlamaModel:
 
     def __init__(self, path: Path, options: LlamaOptions, *, vocab_only: bool = False) -> None:
         if options.kv_type not in KV_TYPES:
-            raise SpecError(f"unknown KV cache type {options.kv_type!r}", hint=f"one of: {', '.join(KV_TYPES)}")
+            raise SpecError(
+                f"unknown KV cache type {options.kv_type!r}", hint=f"one of: {', '.join(KV_TYPES)}"
+            )
         self._lib = _library()
         self._model: Any = None
         self.options = options
@@ -85,7 +89,9 @@ class LlamaModel:
         _errors.clear()
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
-            raise BackendError(f"{path}: llama.cpp cannot load it: {_last_error()}", hint="check it with: edgellm verify")
+            raise BackendError(
+                f"{path}: llama.cpp cannot load it: {_last_error()}", hint="check it with: edgellm verify"
+            )
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.vocab_size: int = self._lib.llama_vocab_n_tokens(self._vocab)
         self.context_train: int = self._lib.llama_model_n_ctx_train(self._model)
@@ -140,7 +146,9 @@ class LlamaModel:
         data = text.encode("utf-8", errors="replace")
         capacity = len(data) + 16
         buffer = (ctypes.c_int32 * capacity)()
-        n = self._lib.llama_tokenize(self._vocab, data, len(data), buffer, capacity, add_special, parse_special)
+        n = self._lib.llama_tokenize(
+            self._vocab, data, len(data), buffer, capacity, add_special, parse_special
+        )
         if n < 0:
             buffer = (ctypes.c_int32 * -n)()
             n = self._lib.llama_tokenize(self._vocab, data, len(data), buffer, -n, add_special, parse_special)
@@ -195,7 +203,9 @@ class LlamaBatcher:
         self, model: LlamaModel, lib: types.ModuleType, handle: Any, *, n_sequences: int, context: int
     ) -> None:
         if not 1 <= n_sequences <= lib.llama_max_parallel_sequences():
-            raise ValueError(f"n_sequences is {n_sequences}, outside 1 to {lib.llama_max_parallel_sequences()}")
+            raise ValueError(
+                f"n_sequences is {n_sequences}, outside 1 to {lib.llama_max_parallel_sequences()}"
+            )
         if not 1 <= context <= MAX_CONTEXT:
             raise ValueError(f"context is {context}, outside 1 to {MAX_CONTEXT}")
         self._ctx: Any = None
@@ -256,7 +266,8 @@ class LlamaBatcher:
         wanted = self._lengths[feed.sequence] + len(feed.tokens)
         if wanted > self.context:
             raise ContextOverflowError(
-                f"{wanted} tokens do not fit the context of {self.context}", hint="use a larger --context or a shorter prompt"
+                f"{wanted} tokens do not fit the context of {self.context}",
+                hint="use a larger --context or a shorter prompt",
             )
 
     def _run(self, feeds: list[Feed]) -> list[Sampled]:
@@ -267,7 +278,9 @@ class LlamaBatcher:
         for feed in feeds:
             last = feed.sampling is not None or feed.want != "none"
             start = self._lengths[feed.sequence]
-            last_rows.append(self._batch.append(feed.tokens, feed.sequence, start, last=last, every=feed.want == "all"))
+            last_rows.append(
+                self._batch.append(feed.tokens, feed.sequence, start, last=last, every=feed.want == "all")
+            )
         self._decode()
         results = []
         for feed, row in zip(feeds, last_rows, strict=True):
@@ -295,7 +308,9 @@ class LlamaBatcher:
     def _decode(self) -> None:
         code = self._lib.llama_decode(self._ctx, self._batch.struct)
         if code == 1:
-            raise ContextOverflowError(f"no room in the KV cache of {self.n_sequences} x {self.context} tokens")
+            raise ContextOverflowError(
+                f"no room in the KV cache of {self.n_sequences} x {self.context} tokens"
+            )
         if code:
             raise BackendError(f"llama_decode failed with code {code}: {_last_error()}")
 
@@ -310,7 +325,9 @@ class LlamaBatcher:
             return Sampled(tokens=[], logits=logits)
         sampler = self._samplers.get(feed.sequence)
         if sampler is None or sampler.params != feed.sampling:
-            sampler = self._samplers[feed.sequence] = Sampler(self._lib, feed.sampling, self._model.vocab_size)
+            sampler = self._samplers[feed.sequence] = Sampler(
+                self._lib, feed.sampling, self._model.vocab_size
+            )
         sampler.accept_prompt(feed.tokens)
         return Sampled(tokens=[sampler.draw(self._ctx, last_row, self._row)], logits=logits)
 

@@ -27,7 +27,9 @@ class Sampler:
         chain = self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         add = lib.llama_sampler_chain_add
         if self._penalised:
-            add(chain, lib.llama_sampler_init_penalties(params.repeat_last_n, params.repeat_penalty, 0.0, 0.0))
+            add(
+                chain, lib.llama_sampler_init_penalties(params.repeat_last_n, params.repeat_penalty, 0.0, 0.0)
+            )
         if params.temperature == 0:
             add(chain, lib.llama_sampler_init_greedy())
             return

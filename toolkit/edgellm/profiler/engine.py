@@ -32,7 +32,9 @@ def run(backend: Backend, workload: Workload, around: Callable[[Callable[[], Non
     Args:
         around: called with the timed part; lets the caller measure energy over exactly that window.
     """
-    tokens = np.random.default_rng(SEED).integers(0, backend.vocab_size, workload.n_prompt + workload.n_gen + workload.n_depth)
+    tokens = np.random.default_rng(SEED).integers(
+        0, backend.vocab_size, workload.n_prompt + workload.n_gen + workload.n_depth
+    )
     ids: list[int] = tokens.tolist()
     if backend.add_bos and backend.bos_id is not None:
         ids[0] = backend.bos_id

@@ -134,5 +134,10 @@ def _memory(workload: Workload, subject: Subject) -> tuple[list[Measurement], li
 
 def _clock(quantity: str, unit: str, samples: list[float], method: Method = "measured") -> Measurement:
     return Measurement(
-        quantity=quantity, unit=unit, samples=samples, method=method, source="monotonic clock", scope="process"
+        quantity=quantity,
+        unit=unit,
+        samples=samples,
+        method=method,
+        source="monotonic clock",
+        scope="process",
     )

@@ -9,22 +9,38 @@ from pathlib import Path
 
 from edgellm.report import Measurement, Missing
 
-_STATUS = {"VmHWM": "peak_rss_bytes", "RssAnon": "rss_anonymous_bytes", "RssFile": "rss_file_bytes", "VmSwap": "swap_bytes"}
+_STATUS = {
+    "VmHWM": "peak_rss_bytes",
+    "RssAnon": "rss_anonymous_bytes",
+    "RssFile": "rss_file_bytes",
+    "VmSwap": "swap_bytes",
+}
 
 
 def read(root: Path = Path("/")) -> tuple[list[Measurement], list[Missing]]:
     """What this process holds now and held at most; what the system does not tell is missing with its reason."""
     process = root / "proc" / "self"
-    found = _kilobytes(process / "status", _STATUS) | _kilobytes(process / "smaps_rollup", {"Pss": "pss_bytes"})
+    found = _kilobytes(process / "status", _STATUS) | _kilobytes(
+        process / "smaps_rollup", {"Pss": "pss_bytes"}
+    )
     wanted = [*_STATUS.values(), "pss_bytes"]
     measurements = [
-        Measurement(quantity=name, unit="B", samples=[float(found[name])], method="measured", source=source, scope="process")
+        Measurement(
+            quantity=name,
+            unit="B",
+            samples=[float(found[name])],
+            method="measured",
+            source=source,
+            scope="process",
+        )
         for name in wanted
         if name in found
         for source in ["/proc/self/smaps_rollup" if name == "pss_bytes" else "/proc/self/status"]
     ]
     missing = [
-        Missing(quantity=name, reason="this system has no such entry in /proc/self") for name in wanted if name not in found
+        Missing(quantity=name, reason="this system has no such entry in /proc/self")
+        for name in wanted
+        if name not in found
     ]
     return measurements, missing
 

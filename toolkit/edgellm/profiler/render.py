@@ -18,25 +18,36 @@ _SHOWN = {
 def render_text(report: Report) -> str:
     """Lines for a terminal: the machine, the model, a row per quantity (median, range), what is missing, warnings."""
     device, model, runtime = report.device, report.model, report.runtime
+    size = f"{format_count(model.n_params)} weights, {model.bpw:.2f} bits each, {format_bytes(model.file_bytes)}"
+    chip = f"{device.arch}, {device.cores_logical} cores, {format_bytes(device.ram_bytes)}"
+    engine = f"{runtime.engine} {runtime.engine_version} on {runtime.backend_actual}"
     lines = [
-        f"{model.model} {model.quant}  {format_count(model.n_params)} weights, {model.bpw:.2f} bits each, "
-        f"{format_bytes(model.file_bytes)}",
-        f"{device.cpu} ({device.arch}, {device.cores_logical} cores, {format_bytes(device.ram_bytes)}), {device.os}",
-        f"{runtime.engine} {runtime.engine_version} on {runtime.backend_actual}, {runtime.n_threads} threads, "
-        f"KV cache {runtime.kv_type}",
+        f"{model.model} {model.quant}  {size}",
+        f"{device.cpu} ({chip}), {device.os}",
+        f"{engine}, {runtime.n_threads} threads, KV cache {runtime.kv_type}",
         "",
     ]
     rows = [("workload", "quantity", "median", "min .. max", "n")]
     for result in report.results:
         for m in result.measurements:
             if m.quantity in _SHOWN:
-                spread = f"{_show(m, min(m.samples))} .. {_show(m, max(m.samples))}" if len(m.samples) > 1 else ""
+                spread = (
+                    f"{_show(m, min(m.samples))} .. {_show(m, max(m.samples))}" if len(m.samples) > 1 else ""
+                )
                 median = _show(m, statistics.median(m.samples))
                 rows.append((result.workload.id, _SHOWN[m.quantity], median, spread, str(len(m.samples))))
-        rows += [(result.workload.id, _SHOWN.get(x.quantity, x.quantity), "missing", "", "") for x in result.missing]
+        rows += [
+            (result.workload.id, _SHOWN.get(x.quantity, x.quantity), "missing", "", "")
+            for x in result.missing
+        ]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     for row in rows:
-        cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2].rjust(widths[2]), row[3].rjust(widths[3])]
+        cells = [
+            row[0].ljust(widths[0]),
+            row[1].ljust(widths[1]),
+            row[2].rjust(widths[2]),
+            row[3].rjust(widths[3]),
+        ]
         lines.append("  ".join([*cells, row[4].rjust(widths[4])]).rstrip())
     reasons = {x.reason for result in report.results for x in result.missing}
     lines += ["", *(f"missing because: {reason}" for reason in sorted(reasons))]
@@ -58,7 +69,9 @@ def headline(report: Report) -> list[str]:
     energy = report.find("decode_j_per_token")
     missing = [x for result in report.results for x in result.missing if x.quantity == "decode_j_per_token"]
     if energy:
-        lines.append(f"energy {_show(energy, energy.median)} while decoding ({energy.source}, {energy.scope})")
+        lines.append(
+            f"energy {_show(energy, energy.median)} while decoding ({energy.source}, {energy.scope})"
+        )
     elif missing:
         lines.append(f"energy missing: {missing[0].reason}")
     return lines + [f"warning: {warning}" for warning in report.warnings]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from edgellm import artifact
 from edgellm.artifact import Manifest
 from edgellm.errors import BadInputError, ResourceError
-from edgellm.formats.records import from_builtins, to_builtins
+from edgellm.formats.records import from_builtins, replace, to_builtins
 from edgellm.machine import ConditionsWatch
 from edgellm.profiler.measure import Outcome, Spec
 from edgellm.protocols import Launcher
@@ -58,7 +58,9 @@ def profile(
         raise BadInputError("no workload was given")
     conditions = watch.finish()
     warnings = _warnings(conditions, device, results)
-    verdict: Literal["ok", "unstable"] = "unstable" if any("spread" in w or "busy" in w for w in warnings) else "ok"
+    verdict: Literal["ok", "unstable"] = (
+        "unstable" if any("spread" in w or "busy" in w for w in warnings) else "ok"
+    )
     return Report(
         schema=SCHEMA,
         report_id=str(uuid.uuid4()),
@@ -86,7 +88,7 @@ def _gather(workload: Workload, outcomes: list[Outcome]) -> Result:
     for outcome in outcomes:
         for m in outcome.measurements:
             earlier = merged.get(m.quantity)
-            merged[m.quantity] = artifact.replace(m, samples=[*earlier.samples, *m.samples]) if earlier else m
+            merged[m.quantity] = replace(m, samples=[*earlier.samples, *m.samples]) if earlier else m
     missing = {m.quantity: m for outcome in outcomes for m in outcome.missing if m.quantity not in merged}
     return Result(workload=workload, measurements=list(merged.values()), missing=list(missing.values()))
 

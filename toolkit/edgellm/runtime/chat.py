@@ -22,7 +22,12 @@ Message = Mapping[str, Any]
 
 
 def render(
-    template: str, messages: Sequence[Message], *, bos_token: str, eos_token: str, add_generation_prompt: bool = True
+    template: str,
+    messages: Sequence[Message],
+    *,
+    bos_token: str,
+    eos_token: str,
+    add_generation_prompt: bool = True,
 ) -> str:
     """The prompt that the model's template makes of the messages.
 
@@ -44,11 +49,25 @@ def render(
             pieces.append(piece)
             n_chars += len(piece)
             if n_chars > MAX_RENDERED_CHARS:
-                raise BadInputError(f"the model's chat template writes more than {MAX_RENDERED_CHARS} characters")
+                raise BadInputError(
+                    f"the model's chat template writes more than {MAX_RENDERED_CHARS} characters"
+                )
     except TemplateError as err:
-        raise BadInputError(f"the model's chat template fails: {_first_line(err)}", hint="use --raw to send the text as it is") from err
-    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, OverflowError, RecursionError) as err:
-        raise BadInputError(f"the model's chat template fails: {type(err).__name__}: {_first_line(err)}") from err
+        raise BadInputError(
+            f"the model's chat template fails: {_first_line(err)}", hint="use --raw to send the text as it is"
+        ) from err
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as err:
+        raise BadInputError(
+            f"the model's chat template fails: {type(err).__name__}: {_first_line(err)}"
+        ) from err
     return "".join(pieces)
 
 
@@ -73,7 +92,9 @@ def check_messages(messages: Sequence[Message]) -> None:
 @functools.lru_cache(maxsize=8)
 def _compile(template: str) -> Any:
     if len(template) > MAX_TEMPLATE_CHARS:
-        raise BadInputError(f"the chat template has {len(template)} characters, at most {MAX_TEMPLATE_CHARS} are read")
+        raise BadInputError(
+            f"the chat template has {len(template)} characters, at most {MAX_TEMPLATE_CHARS} are read"
+        )
     from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -81,7 +102,9 @@ def _compile(template: str) -> Any:
     def refuse(message: object) -> NoReturn:
         raise TemplateError(str(message)[:300])
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = _now

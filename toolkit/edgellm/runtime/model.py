@@ -159,12 +159,23 @@ class Model:
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
         sampling = SamplingParams(
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            seed=seed,
         )
         return self._stream(prompt, max_tokens, sampling, TextAssembler(stop), cache_prompt=cache_prompt)
 
     def _stream(
-        self, prompt: Prompt, max_tokens: int | None, sampling: SamplingParams, text: TextAssembler, *, cache_prompt: bool
+        self,
+        prompt: Prompt,
+        max_tokens: int | None,
+        sampling: SamplingParams,
+        text: TextAssembler,
+        *,
+        cache_prompt: bool,
     ) -> Iterator[Piece]:
         started = time.perf_counter()
         with self._exclusive():
@@ -223,10 +234,14 @@ class Model:
             template = self._backend.chat_template
             if template is None:
                 raise SpecError(
-                    f"{self.manifest.model} has no chat template", hint="give the prompt as text (--raw on the command line)"
+                    f"{self.manifest.model} has no chat template",
+                    hint="give the prompt as text (--raw on the command line)",
                 )
             rendered = chat.render(
-                template, prompt, bos_token=self._special(self._backend.bos_id), eos_token=self._special(self._backend.eos_id)
+                template,
+                prompt,
+                bos_token=self._special(self._backend.bos_id),
+                eos_token=self._special(self._backend.eos_id),
             )
             ids = self._tokenizer.encode(rendered, add_special=False, parse_special=True)
             bos = self._backend.bos_id
@@ -245,7 +260,9 @@ class Model:
     def _exclusive(self) -> Iterator[None]:
         me = threading.get_ident()
         if self._owner == me:
-            raise RuntimeError("a stream of this model is still open in this thread: exhaust or close it first")
+            raise RuntimeError(
+                "a stream of this model is still open in this thread: exhaust or close it first"
+            )
         with self._lock:
             if self._closed:
                 raise RuntimeError("this model is closed")

@@ -21,7 +21,9 @@ def read_source(checkpoint: Checkpoint) -> Source:
     """
     classes = checkpoint.config.get("architectures")
     if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
-        raise BadInputError(f"{checkpoint.path / 'config.json'}: `architectures` is {classes!r}, expected a list of names")
+        raise BadInputError(
+            f"{checkpoint.path / 'config.json'}: `architectures` is {classes!r}, expected a list of names"
+        )
     family = FAMILIES.get(classes[0])
     if family is None:
         raise UnsupportedError(

@@ -115,18 +115,25 @@ class Family:
             if kind in self.rotary:
                 heads = hyper.n_kv_heads if self.rotary[kind] else hyper.n_heads
             vector = len(tensor.shape) == 1 or kind.endswith("_norm.weight")
-            planned.append(PlannedTensor(gguf_name, tensor.shape, tensor, rotary_heads=heads, always_f32=vector))
+            planned.append(
+                PlannedTensor(gguf_name, tensor.shape, tensor, rotary_heads=heads, always_f32=vector)
+            )
         self._check_complete({t.name for t in planned}, hyper, checkpoint)
         return planned
 
     def _check_complete(self, names: set[str], hyper: Hyper, checkpoint: Checkpoint) -> None:
         needed = {"token_embd.weight", "output_norm.weight"} | (set() if hyper.tied else {"output.weight"})
         needed |= {
-            f"blk.{i}.{kind}" for i in range(hyper.n_layers) for kind in self.per_layer.values() if kind.endswith(".weight")
+            f"blk.{i}.{kind}"
+            for i in range(hyper.n_layers)
+            for kind in self.per_layer.values()
+            if kind.endswith(".weight")
         }
         missing = sorted(needed - names)
         if missing:
-            raise BadInputError(f"{checkpoint.path}: {len(missing)} tensors are missing, the first is {missing[0]!r}")
+            raise BadInputError(
+                f"{checkpoint.path}: {len(missing)} tensors are missing, the first is {missing[0]!r}"
+            )
 
     def _common_header(self, hyper: Hyper) -> dict[str, HeaderValue]:
         numbers = {
