@@ -50,3 +50,20 @@ def smollm2_q8(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> 
     out = tmp_path_factory.mktemp("artifacts") / "smollm2-q8"
     api.convert("builtin:smollm2", quant="Q8_0", output=out)
     return out
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A table of where the time went, by file."""
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                name = report.nodeid.split("::")[0]
+                seconds[name] = seconds.get(name, 0.0) + report.duration
+    total = sum(seconds.values())
+    if total < 1:
+        return
+    terminalreporter.section("where the time went")
+    for name, spent in sorted(seconds.items(), key=lambda row: -row[1])[:25]:
+        terminalreporter.write_line(f"{spent:8.1f} s  {spent / total:5.1%}  {name}")
+    terminalreporter.write_line(f"{total:8.1f} s  in all")

@@ -10,6 +10,11 @@ import sys
 
 def main() -> None:
     """The command `edgellm`; ends the process with an exit code of `edgellm.errors`."""
-    from edgellm.cli.main import run
+    try:
+        from edgellm.cli.main import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while starting or ending; `run` handles it in between
+        print("stopped", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -76,5 +76,6 @@ def command(output: Path, as_json: bool) -> None:
         return
     for line in cost.headline(ledger):
         say("cost", line)
-    say("made", ", ".join([*(made.path for made in artifacts), str(path)]))
     say("took", f"{format_seconds(time.monotonic() - started)}; next: edgellm chat {artifacts[0].path}")
+    for place in [*(made.path for made in artifacts), str(path)]:
+        say("made", place)
