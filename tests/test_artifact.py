@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgellm import artifact
 from edgellm.artifact import FileEntry, Manifest, check_file_name, open_directory, verify_hashes
-from edgellm.errors import ArtifactError, BadInputError, MissingInputError, OutputError
+from edgellm.errors import ArtifactError, BadInputError, MissingInputError
 from edgellm.formats.records import from_json, to_json
 from tests.samples import make_manifest
 
@@ -183,12 +182,3 @@ def test_records_are_never_written_over(tmp_path: Path) -> None:
     write_artifact(tmp_path)
     with pytest.raises(FileExistsError):
         artifact.write_record(tmp_path / "manifest.json", make_manifest())
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EDQUOT])
-def test_write_errors_have_a_hint(number: int) -> None:
-    error = artifact.write_error(Path("out"), OSError(number, os.strerror(number)))
-    assert isinstance(error, OutputError)
-    assert str(error) == f"out: cannot be written: {os.strerror(number)}"
-    assert error.hint
-    assert artifact.write_error(Path("out"), OSError("odd")).hint is None

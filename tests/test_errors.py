@@ -60,14 +60,14 @@ def test_every_error_has_a_message_and_a_hint(kind: type[EdgeLLMError]) -> None:
 @pytest.mark.parametrize("kind", all_classes(), ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickling_keeps_type_message_and_hint(kind: type[EdgeLLMError], protocol: int) -> None:
-    back = pickle.loads(pickle.dumps(kind("what", hint="next"), protocol))  # noqa: S301
+    back = pickle.loads(pickle.dumps(kind("what", hint="next"), protocol))
     assert type(back) is kind
     assert (back.message, back.hint, str(back), back.args) == ("what", "next", "what", ("what",))
 
 
 def test_pickling_and_copying_keep_the_signal() -> None:
     crash = NativeCrash("decode died", hint="edgellm doctor", signal_name="SIGSEGV")
-    for back in (pickle.loads(pickle.dumps(crash)), copy.copy(crash)):  # noqa: S301
+    for back in (pickle.loads(pickle.dumps(crash)), copy.copy(crash)):
         assert (back.message, back.hint, back.signal_name) == ("decode died", "edgellm doctor", "SIGSEGV")
     assert NativeCrash("exited").signal_name is None
 

@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple
 from edgellm.errors import BadInputError, MissingInputError, UnsafeInputError
 from edgellm.formats import ggml_types, gguf, gguf_vocab, plain_json, safetensors
 from edgellm.formats.paths import safe_join
+from edgellm.formats.records import read_bounded
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-MAX_TOKENIZER_BYTES = 64 * 1024**2
+MAX_TEMPLATE_BYTES = 1 << 20
 _SAFETENSORS_TYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 
@@ -77,8 +78,8 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
 
 
 def _open_directory(directory: Path, name: str) -> Checkpoint:
-    config_path = directory / "config.json"
-    if not config_path.is_file():
+    config_path = _optional(directory, "config.json")
+    if config_path is None:
         raise MissingInputError(
             f"{directory}: no config.json, so not a Hugging Face model directory",
             hint="give the directory that holds config.json and *.safetensors, or a .gguf file",
@@ -100,10 +101,10 @@ def _open_directory(directory: Path, name: str) -> Checkpoint:
             tensors[view.name] = SourceTensor(
                 view.name, type_name, view.shape, shard, view.offset, view.n_bytes
             )
-    tokenizer_path = directory / "tokenizer.json"
-    tokenizer_config = _optional_json(directory / "tokenizer_config.json")
-    files = [config_path, *shards]
-    files += [path for path in (tokenizer_path, directory / "tokenizer_config.json") if path.is_file()]
+    tokenizer_path = _optional(directory, "tokenizer.json")
+    tokenizer_config_path = _optional(directory, "tokenizer_config.json")
+    tokenizer_config = plain_json.read_json(tokenizer_config_path) if tokenizer_config_path else {}
+    files = [config_path, *shards, *(path for path in (tokenizer_path, tokenizer_config_path) if path)]
     return Checkpoint(
         kind="hf",
         name=name,
@@ -111,7 +112,7 @@ def _open_directory(directory: Path, name: str) -> Checkpoint:
         config=config,
         tensors=tensors,
         files=tuple(files),
-        tokenizer_path=tokenizer_path if tokenizer_path.is_file() else None,
+        tokenizer_path=tokenizer_path,
         tokenizer_config=tokenizer_config,
         chat_template=_chat_template(directory, tokenizer_config),
         licence=_licence(directory),
@@ -142,16 +143,19 @@ def _shards(directory: Path) -> list[Path]:
     )
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    return plain_json.read_json(path) if path.is_file() else {}
+def _optional(directory: Path, name: str) -> Path | None:
+    """A file of the directory if it is there; a link that leaves the directory is refused, not followed."""
+    path = safe_join(directory, name)
+    return path if path.is_file() else None
 
 
 def _chat_template(directory: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    separate = directory / "chat_template.jinja"
-    if separate.is_file():
-        if separate.stat().st_size > 1 << 20:
-            raise BadInputError(f"{separate}: larger than 1 MiB")
-        return separate.read_text(encoding="utf-8", errors="strict")
+    separate = _optional(directory, "chat_template.jinja")
+    if separate is not None:
+        try:
+            return read_bounded(separate, MAX_TEMPLATE_BYTES).decode("utf-8")
+        except UnicodeDecodeError as err:
+            raise BadInputError(f"{separate}: not UTF-8 text: {err}") from err
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
         named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}
@@ -161,7 +165,7 @@ def _chat_template(directory: Path, tokenizer_config: dict[str, Any]) -> str | N
 
 def _licence(directory: Path) -> str | None:
     """The `license:` line of the model card's front matter."""
-    card = directory / "README.md"
+    card = safe_join(directory, "README.md")
     try:
         with card.open("rb") as file:
             text = file.read(8192).decode("utf-8", errors="replace")

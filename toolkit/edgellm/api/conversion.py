@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from edgellm import artifact, machine, targets
-from edgellm.api import children, models
+from edgellm import artifact, machine, staging, targets
+from edgellm.api import launch, models
 from edgellm.artifact import Artifact, Receipt, Recipe
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert import pipeline, quality, writer
@@ -113,9 +113,9 @@ def convert(
     """
     plan = plan_conversion(model, target=target, output=output, quant=quant, context=context, kv_type=kv_type)
     final = plan.output
-    artifact.check_output_free(final, force=force)
+    staging.check_output_free(final, force=force)
     writer.check_free_space(final.parent, plan.needed_bytes)
-    source, note = pipeline.add_vocabulary(plan.source, children.tokenize_file)
+    source, note = pipeline.add_vocabulary(plan.source, launch.tokenize_file)
     done = 0
     total = source.shape.n_params
 
@@ -125,22 +125,22 @@ def convert(
         if progress:
             progress("convert", done, total)
 
-    with artifact.staged_directory(final, force=force) as staging:
+    with staging.staged_directory(final, force=force) as folder:
         manifest = pipeline.convert(
-            source, plan.target, plan.recipe, staging, n_workers=jobs or machine.usable_cores(), argv=list(sys.argv),
+            source, plan.target, plan.recipe, folder, n_workers=jobs or machine.usable_cores(), argv=list(sys.argv),
             progress=written, note=note,
         )  # fmt: skip
         if verify != "none":
-            staged = _staged(staging, manifest)
+            staged = _staged(folder, manifest)
             receipt = make_receipt(staged, source.checkpoint, verify=verify, max_kl=max_kl, progress=progress)
-            artifact.write_record(staging / artifact.RECEIPT_NAME, receipt)
+            artifact.write_record(folder / artifact.RECEIPT_NAME, receipt)
             manifest = replace(
-                manifest, files=[*manifest.files, artifact.entry_for(staging / artifact.RECEIPT_NAME)]
+                manifest, files=[*manifest.files, artifact.entry_for(folder / artifact.RECEIPT_NAME)]
             )
             if receipt.verdict == "fail":
-                artifact.write_record(staging / artifact.MANIFEST_NAME, manifest)
-                _keep_rejected(staging, final, receipt)
-        artifact.write_record(staging / artifact.MANIFEST_NAME, manifest)
+                artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
+                _keep_rejected(folder, final, receipt)
+        artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
     return artifact.open_directory(final)
 
 
@@ -255,7 +255,7 @@ def _reference_gguf(reference: Checkpoint) -> Iterator[Path]:
 
     cache = Path(platformdirs.user_cache_dir("edgellm"))
     cache.mkdir(parents=True, exist_ok=True)
-    source, _ = pipeline.add_vocabulary(pipeline.read_source(reference), children.tokenize_file)
+    source, _ = pipeline.add_vocabulary(pipeline.read_source(reference), launch.tokenize_file)
     writer.check_free_space(cache, writer.needed_bytes(source, source.base_types()))
     with tempfile.TemporaryDirectory(dir=cache, prefix="reference-") as folder:
         path = Path(folder) / "reference.gguf"
@@ -275,26 +275,25 @@ def _digest(reference: Checkpoint) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _staged(staging: Path, manifest: artifact.Manifest) -> Artifact:
-    tokenizer = staging / "tokenizer.json"
+def _staged(folder: Path, manifest: artifact.Manifest) -> Artifact:
+    tokenizer = folder / "tokenizer.json"
     return Artifact(
-        path=str(staging),
+        path=str(folder),
         manifest=manifest,
-        model_path=str(staging / "model.gguf"),
+        model_path=str(folder / "model.gguf"),
         tokenizer_path=str(tokenizer) if tokenizer.exists() else None,
         receipt=None,
     )
 
 
-def _keep_rejected(staging: Path, final: Path, receipt: Receipt) -> None:
+def _keep_rejected(folder: Path, final: Path, receipt: Receipt) -> None:
     import shutil
 
     rejected = final.with_name(f"{final.name}.rejected")
     shutil.rmtree(rejected, ignore_errors=True)
-    staging.replace(rejected)
+    folder.replace(rejected)
     raise QualityError(
         f"{final}: KL divergence from {receipt.reference} is {receipt.kl_mean:.4f} nats per token, more than {receipt.max_kl}; "
         f"kept as {rejected.name}",
         hint="choose a type with more bits, or allow more with --max-kl",
     )
-

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgellm import artifact, machine, workload
+from edgellm import artifact, machine, staging, workload
 from edgellm import report as reporting
-from edgellm.api import children, models
+from edgellm.api import launch, models
 from edgellm.errors import ArtifactError
 from edgellm.formats.records import MAX_RECORD_BYTES, read_bounded, replace
 from edgellm.profiler import measure as measuring
@@ -53,7 +53,7 @@ def profile(
         )  # fmt: skip
 
     return running.profile(
-        children.launch_measure,
+        launch.launch_measure,
         spec_for,
         opened.manifest,
         machine.describe(),
@@ -67,7 +67,13 @@ def measure(spec: measuring.Spec) -> measuring.Outcome:
     """In the child: load the model and run one workload on it."""
     opened = models.open_artifact(spec.model)
     started = time.perf_counter()
-    options = models.options_for(opened, threads=spec.n_threads, kv_type=spec.kv_type)
+    options = models.options_for(
+        opened,
+        threads=spec.n_threads,
+        kv_type=spec.kv_type,
+        flash_attention=spec.flash_attention,
+        gpu_layers="auto" if spec.gpu_layers == "auto" else int(spec.gpu_layers),
+    )
     backend = models.open_backend(Path(opened.model_path), options)
     subject = _Subject(backend, opened, spec.context)
     if spec.workload.regime in ("text", "load"):
@@ -116,7 +122,7 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         OutputError: the place cannot be written.
     """
-    with artifact.staged_file(path) as temporary:
+    with staging.staged_file(path) as temporary:
         artifact.write_record(temporary, report)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,18 @@ threads_option = click.option(
 context_option = click.option(
     "--context", type=click.IntRange(1, 1 << 22), metavar="N", help="Tokens of prompt and answer together."
 )
+
+
+class FiniteRange(click.FloatRange):
+    """A float with bounds; NaN, which is within all of click's bounds, is within none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or a usage error."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
 
 ProgressCallback = Callable[[str, int, int], None]
 _STAGES = {"convert": "converting", "verify": "comparing with the source", "hash": "checking hashes"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import context_option, json_option, print_json, progress_bars
+from edgellm.cli.common import FiniteRange, context_option, json_option, print_json, progress_bars
 
 
 @click.command("convert")
@@ -42,7 +42,7 @@ from edgellm.cli.common import context_option, json_option, print_json, progress
 )
 @click.option(
     "--max-kl",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     metavar="NATS",
     help="Fail if it is further from the source than this.",
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import json_option, print_json
+from edgellm.cli.common import FiniteRange, json_option, print_json
 
 
 @click.command("cost")
@@ -19,28 +19,26 @@ from edgellm.cli.common import json_option, print_json
     help="A named tariff, or a price per kWh such as '0.30 EUR'.",
 )
 @click.option("--against", metavar="MODEL", help="A cloud model's list price to set beside it.")
-@click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), help="What 1 USD is in the tariff's currency."
-)
+@click.option("--rate", type=FiniteRange(0, min_open=True), help="What 1 USD is in the tariff's currency.")
 @click.option(
     "--watts",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     metavar="W",
     help="Power while generating, if you know it and no meter did.",
 )
 @click.option(
-    "--hardware", type=click.FloatRange(0), metavar="PRICE", help="Price of the device, for its own line."
+    "--hardware", type=FiniteRange(0), metavar="PRICE", help="Price of the device, for its own line."
 )
 @click.option(
     "--years",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=4.0,
     show_default=True,
     help="How long it is used.",
 )
 @click.option(
     "--hours-per-day",
-    type=click.FloatRange(0, 24, min_open=True),
+    type=FiniteRange(0, 24, min_open=True),
     default=1.0,
     show_default=True,
     help="How long it generates each day.",

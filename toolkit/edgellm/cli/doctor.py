@@ -18,11 +18,11 @@ def command(model: str, decode_only: bool, as_json: bool) -> None:
     something needed does not work.
     """
     from edgellm import doctor
-    from edgellm.api import children
+    from edgellm.api import launch
     from edgellm.errors import BackendError
     from edgellm.formats.records import to_builtins
 
-    findings = [doctor.check_decode(lambda: children.prove_decode(model))]
+    findings = [doctor.check_decode(lambda: launch.prove_decode(model))]
     if not decode_only:
         findings += doctor.check_machine()
     if as_json:

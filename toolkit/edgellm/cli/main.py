@@ -50,7 +50,8 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and args[0] not in HIDDEN and not args[0].startswith("-"):
+        known = args and (args[0] in COMMANDS or args[0] in HIDDEN or args[0].startswith("-"))
+        if args and not known and not ctx.resilient_parsing:  # resilient: while completing
             from edgellm.registry import unknown
 
             raise unknown(args[0], list(COMMANDS), "command")

@@ -7,7 +7,20 @@ from typing import Any, TypeVar
 
 import click
 
+from edgellm.cli.common import FiniteRange
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _check_stops(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    from edgellm.runtime.text import TextAssembler
+
+    try:
+        TextAssembler(value)
+    except ValueError as err:
+        raise click.BadParameter(str(err), ctx, param) from err
+    return value
+
 
 _OPTIONS = (
     click.option(
@@ -15,42 +28,46 @@ _OPTIONS = (
     ),
     click.option(
         "--temperature",
-        type=click.FloatRange(0, 100),
+        type=FiniteRange(0, 100),
         default=0.8,
         show_default=True,
         help="0 takes the most likely token.",
     ),
     click.option(
         "--top-k",
-        type=click.IntRange(0),
+        type=click.IntRange(0, 1 << 20),
         default=40,
         show_default=True,
         help="Keep the K best tokens; 0 keeps all.",
     ),
     click.option(
         "--top-p",
-        type=click.FloatRange(0, 1),
+        type=FiniteRange(0, 1),
         default=0.95,
         show_default=True,
         help="Keep the smallest set this likely.",
     ),
     click.option(
         "--min-p",
-        type=click.FloatRange(0, 1),
+        type=FiniteRange(0, 1),
         default=0.05,
         show_default=True,
         help="Drop tokens this much less likely than the best.",
     ),
     click.option(
         "--repeat-penalty",
-        type=click.FloatRange(0.01, 100),
+        type=FiniteRange(0.01, 100),
         default=1.0,
         show_default=True,
         help="Divide the logits of recent tokens.",
     ),
     click.option("--seed", type=click.IntRange(0, 2**32 - 2), help="The same seed gives the same text."),
     click.option(
-        "--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        callback=_check_stops,
+        help="End the answer before this text; may be repeated.",
     ),
 )
 

@@ -10,7 +10,9 @@ def usage_line(usage: Usage) -> str:
     """Tokens in and out, time to the first token, speed of the rest."""
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     first = format_seconds(usage.ttft_s)
-    line = f"{usage.prompt_tokens} tokens in{cached}, {usage.completion_tokens} out; first token after {first}"
+    line = (
+        f"{usage.prompt_tokens} tokens in{cached}, {usage.completion_tokens} out; first token after {first}"
+    )
     if usage.completion_tokens > 1 and usage.decode_s > 0:
         line += f", then {(usage.completion_tokens - 1) / usage.decode_s:.1f} tok/s"
     return line

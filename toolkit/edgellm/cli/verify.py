@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import json_option, print_json, progress_bars
+from edgellm.cli.common import FiniteRange, json_option, print_json, progress_bars
 
 
 @click.command("verify")
@@ -20,7 +20,7 @@ from edgellm.cli.common import json_option, print_json, progress_bars
 )
 @click.option(
     "--max-kl",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     metavar="NATS",
     help="Fail if it is further from the reference than this.",
 )

@@ -38,10 +38,16 @@ QUANTS: dict[str, Quant] = {
     )
 }  # fmt: skip
 
+# Parts of names; of RWKV's time_mix_* the small ones only.
 _KEPT = (
-    "_norm.weight", "ffn_gate_inp.weight", "position_embd", "token_types.weight", "ssm_conv1d",
-    "shortconv.conv.weight", "attn_rel_b.weight", "altup", "laurel", "per_layer_model_proj", "time_mix_",
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj",
+    "position_embd", "token_types.weight", "ssm_conv1d", "shortconv.conv.weight", "attn_rel_b.weight",
+    "indexer.k_proj.weight", "indexer.q_proj.weight", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd",
+    ".patch_merger", "a.rvq.codebook", "mm.a.code_embd", "time_mix_first.weight", "time_mix_lerp_fused.weight",
+    *(f"time_mix_{part}.weight" for part in ("w0", "w1", "w2", "v0", "v1", "v2", "a0", "a1", "a2", "g1", "g2")),
+    *(f"time_mix_decay_{part}.weight" for part in ("w1", "w2")),
 )  # fmt: skip
+_SIZE_70B = {"llama": 80, "qwen2": 80, "olmo": 80, "deci": 80, "jais2": 68}  # layers
 _FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
@@ -129,10 +135,8 @@ class _Rules:
         self.i_value = 0
         self.i_down = 0
         self.columns = {name: s[-1] for name, s in shape.tensors.items()}
-        self.is_70b = (
-            shape.architecture in {"llama", "qwen2"}
-            and shape.n_layers == 80
-            and (shape.architecture != "llama" or shape.n_heads != shape.n_kv_heads)
+        self.is_70b = _SIZE_70B.get(shape.architecture) == shape.n_layers and (
+            shape.architecture != "llama" or (shape.n_heads != shape.n_kv_heads and self.n_experts != 8)
         )
 
     def choose(self, name: str) -> str:

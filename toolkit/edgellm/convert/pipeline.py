@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edgellm import artifact
+from edgellm import artifact, staging
 from edgellm.artifact import Manifest, Parent, Recipe
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert import architectures, mixture, tokenizer, writer
@@ -77,26 +77,26 @@ def convert(
     source: Source,
     target: Target,
     recipe: Recipe,
-    staging: Path,
+    into: Path,
     *,
     n_workers: int,
     argv: list[str],
     progress: writer.Progress | None = None,
     note: str | None = None,
 ) -> Manifest:
-    """Write model.gguf and tokenizer.json into `staging` and return the manifest that describes them."""
+    """Write model.gguf and tokenizer.json into `into` and return the manifest that describes them."""
     import concurrent.futures as futures
 
     checkpoint = source.checkpoint
-    with futures.ThreadPoolExecutor(1) as hashing, _one_line_io_errors(staging):
+    with futures.ThreadPoolExecutor(1) as hashing, _one_line_io_errors(into):
         parents = [(path, hashing.submit(artifact.sha256_file, path)) for path in checkpoint.files]
-        written = write_model(staging / "model.gguf", source, recipe, n_workers=n_workers, progress=progress)
+        written = write_model(into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress)
         entries = [
             artifact.FileEntry(name="model.gguf", n_bytes=written.file_bytes, sha256=written.sha256),
         ]
         if checkpoint.tokenizer_path:
-            shutil.copyfile(checkpoint.tokenizer_path, staging / "tokenizer.json")
-            entries.append(artifact.entry_for(staging / "tokenizer.json"))
+            shutil.copyfile(checkpoint.tokenizer_path, into / "tokenizer.json")
+            entries.append(artifact.entry_for(into / "tokenizer.json"))
         parent_records = [
             Parent(name=path.name, n_bytes=path.stat().st_size, sha256=digest.result())
             for path, digest in parents
@@ -177,9 +177,7 @@ def manifest_of_gguf(checkpoint: Checkpoint) -> Manifest:
 
 def _with_note(recipe: Recipe, note: str) -> Recipe:
     choice, _, because = note.partition(": ")
-    return records.replace(
-        recipe, reasons=[*recipe.reasons, artifact.Reason(choice=choice, because=because)]
-    )
+    return records.replace(recipe, reasons=[*recipe.reasons, artifact.Reason(choice=choice, because=because)])
 
 
 def _without_tensors(source: Source) -> Source:
@@ -187,8 +185,8 @@ def _without_tensors(source: Source) -> Source:
 
 
 @contextlib.contextmanager
-def _one_line_io_errors(staging: Path) -> Iterator[None]:
+def _one_line_io_errors(into: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        raise artifact.write_error(staging, err) from err
+        raise staging.write_error(into, err) from err

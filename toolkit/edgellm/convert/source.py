@@ -6,6 +6,7 @@ An architecture file turns a Hugging Face checkpoint into a `Source`; a GGUF alr
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,9 +15,10 @@ import numpy.typing as npt
 from edgellm.checkpoint import Checkpoint, SourceTensor
 from edgellm.errors import UnsupportedError
 from edgellm.formats import gguf, gguf_model
-from edgellm.shape import ModelShape
+from edgellm.shape import ModelShape, n_elements
 
 FLOATS = ("F32", "F16", "BF16")
+_BLOCK = re.compile(r"blk\.([0-9]+)")
 ValueType = Literal["UINT32", "INT32", "FLOAT32", "STRING", "BOOL", "UINT64"]
 
 
@@ -43,12 +45,14 @@ class PlannedTensor(NamedTuple):
         return "F32" if isinstance(self.origin, np.ndarray) else self.origin.type_name
 
     @property
+    def n_columns(self) -> int:
+        """Weights that stay together; a vector in rotary order (a bias) is moved one by one."""
+        return 1 if self.rotary_heads and len(self.shape) == 1 else self.shape[-1]
+
+    @property
     def n_rows(self) -> int:
         """Rows, all experts together."""
-        rows = 1
-        for length in self.shape[:-1]:
-            rows *= length
-        return rows
+        return n_elements(self.shape) // self.n_columns
 
     def source_rows(self, low: int, high: int) -> npt.NDArray[np.int64]:
         """Where output rows low..high-1 stand in the origin."""
@@ -110,7 +114,9 @@ def from_gguf(checkpoint: Checkpoint) -> Source:
         n_experts=hyper.n_experts,
         n_experts_used=hyper.n_experts_used,
     )
-    header = {key: _carry(value) for key, value in file.metadata.items() if not key.startswith("split.")}
+    # The writer aligns by the default, and writes one file.
+    kept = {k: v for k, v in file.metadata.items() if k != "general.alignment" and not k.startswith("split.")}
+    header = {key: _carry(value) for key, value in kept.items()}
     return Source(checkpoint, shape, tensors, header)
 
 
@@ -118,9 +124,8 @@ def in_file_order(tensors: list[PlannedTensor]) -> tuple[PlannedTensor, ...]:
     """llama.cpp's order: tensors outside the blocks first, then block by block, by name."""
 
     def key(tensor: PlannedTensor) -> tuple[int, str]:
-        parts = tensor.name.split(".")
-        layer = int(parts[1]) if parts[0] == "blk" and parts[1].isdigit() else -1
-        return (layer, tensor.name)
+        block = _BLOCK.match(tensor.name)
+        return (int(block[1]) if block else -1, tensor.name)
 
     return tuple(sorted(tensors, key=key))
 

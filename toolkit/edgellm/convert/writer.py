@@ -112,7 +112,7 @@ def _write_header(path: Path, source: Source, types: dict[str, str], header: dic
 def _slabs(source: Source) -> Iterator[tuple[PlannedTensor, int, int]]:
     """(tensor, first row, end row), then (tensor, -1, -1) for the padding after it."""
     for tensor in source.tensors:
-        step = max(1, SLAB_WEIGHTS // tensor.shape[-1])
+        step = max(1, SLAB_WEIGHTS // tensor.n_columns)
         if tensor.rotary_heads:
             head_rows = tensor.n_rows // tensor.rotary_heads
             step = max(head_rows, step // head_rows * head_rows)
@@ -134,7 +134,7 @@ def _in_order(
                 if low >= 0
                 else None
             )
-            pending.append((tensor, (high - low) * tensor.shape[-1], job))
+            pending.append((tensor, (high - low) * tensor.n_columns, job))
             while len(pending) > ahead:
                 done_tensor, n_weights, done = pending.popleft()
                 yield done_tensor, n_weights, done.result() if done else None
@@ -148,7 +148,7 @@ def _in_order(
 
 
 def _convert_slab(tensor: PlannedTensor, low: int, high: int, to_type: str, readers: _Readers) -> memoryview:
-    n_columns = tensor.shape[-1] if len(tensor.shape) > 0 else 1
+    n_columns = tensor.n_columns
     if isinstance(tensor.origin, np.ndarray):
         rows = tensor.origin.reshape(-1, n_columns)[low:high]
         return _flat(ggml.quantize_rows(rows, to_type))
@@ -171,7 +171,7 @@ def _read_rows(tensor: PlannedTensor, low: int, high: int, readers: _Readers) ->
     """Output rows low..high-1 as stored in the source, (n_rows, row_bytes) uint8."""
     origin = tensor.origin
     assert not isinstance(origin, np.ndarray)
-    row_bytes = ggml_types.BY_NAME[origin.type_name].row_bytes(tensor.shape[-1])
+    row_bytes = ggml_types.BY_NAME[origin.type_name].row_bytes(tensor.n_columns)
     index = tensor.source_rows(low, high)
     first, last = int(index.min()), int(index.max())
     data = readers.read(origin.path, origin.offset + first * row_bytes, (last - first + 1) * row_bytes)

@@ -44,10 +44,12 @@ def quantize_rows(rows: Floats, type_name: str, importance: Floats | None = None
 
     Raises:
         ValueError: n_per_row is not a multiple of the type's block.
-        BadInputError: the quantizer produced invalid values (the rows hold NaN or infinity).
+        BadInputError: the rows hold NaN or infinity, or values that the type cannot hold.
+        UnsupportedError: the type cannot be quantized to, or not without an importance matrix.
     """
     n_rows, n_per_row = rows.shape
     row_bytes = ggml_types.BY_NAME[type_name].row_bytes(n_per_row)
+    _check_finite(rows)
     if type_name == "F32":
         return np.ascontiguousarray(rows).view(np.uint8).reshape(n_rows, row_bytes)
     if type_name == "F16":
@@ -58,8 +60,6 @@ def quantize_rows(rows: Floats, type_name: str, importance: Floats | None = None
         raise UnsupportedError(f"the native library cannot quantize to {type_name}")
     if importance is None and requires_importance(type_name):
         raise UnsupportedError(f"{type_name} cannot be quantized without an importance matrix")
-    if not np.isfinite(rows.sum()) and not np.isfinite(rows).all():
-        raise BadInputError("weights hold NaN or infinity")
     _initialise(type_name)
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     out = np.empty((n_rows, row_bytes), dtype=np.uint8)
@@ -74,7 +74,7 @@ def quantize_rows(rows: Floats, type_name: str, importance: Floats | None = None
         number, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_per_row, importance_pointer
     )
     if written != out.nbytes or not _base().ggml_validate_row_data(number, out.ctypes.data, out.nbytes):
-        raise BadInputError(f"weights do not quantize to {type_name}: they hold NaN or infinity")
+        raise BadInputError(f"weights are too large for {type_name}: the scales of its blocks overflow")
     return out
 
 
@@ -123,22 +123,30 @@ def _symbol(type_name: str) -> str:
     return type_name.lower().replace("_k", "_K")
 
 
+def _check_finite(rows: Floats) -> None:
+    """One pass in the usual case: only where the sum is not finite (it may overflow) is every weight looked at."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = rows.sum()
+    if not np.isfinite(total) and not np.isfinite(rows).all():
+        raise BadInputError("weights hold NaN or infinity")
+
+
 def _to_f16(rows: Floats) -> npt.NDArray[np.float16]:
     with np.errstate(over="ignore"):
         narrow = rows.astype(np.float16)
     if np.isinf(narrow).any():
-        raise BadInputError("weights beyond 65504 (or infinite) do not fit F16; use BF16 or Q8_0")
+        raise BadInputError("weights beyond 65504 do not fit F16; use BF16 or Q8_0")
     return narrow
 
 
 def _to_bf16(rows: Floats) -> npt.NDArray[np.uint16]:
-    """Round to nearest even, as ggml does; NaN stays a quiet NaN."""
+    """Round to nearest even, as ggml does."""
     bits = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32)
     rounded = bits + (0x7FFF + ((bits >> 16) & 1))
-    nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    if nan.any():
-        rounded = np.where(nan, bits | (64 << 16), rounded)
-    return (rounded >> 16).astype(np.uint16)
+    narrow: npt.NDArray[np.uint16] = (rounded >> 16).astype(np.uint16)
+    if ((narrow & 0x7FFF) == 0x7F80).any():
+        raise BadInputError("weights beyond 3.39e38 do not fit BF16; use F32")
+    return narrow
 
 
 @functools.cache

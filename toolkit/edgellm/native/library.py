@@ -17,6 +17,13 @@ INSTALL_HINT = "in a checkout: scripts/setup; elsewhere: pip install llama-cpp-p
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
+def install_hint() -> str:
+    """What to do when the libraries are absent or do not load."""
+    if os.environ.get("LLAMA_CPP_LIB_PATH"):
+        return "unset LLAMA_CPP_LIB_PATH, or let it name the directory of libllama"
+    return INSTALL_HINT
+
+
 def library_directory() -> Path:
     """The directory of libllama and libggml: LLAMA_CPP_LIB_PATH, else the one inside llama_cpp.
 
@@ -32,7 +39,7 @@ def library_directory() -> Path:
             raise BackendUnavailable("llama-cpp-python is not installed", hint=INSTALL_HINT)
         directory = Path(spec.submodule_search_locations[0]) / "lib"
     if not directory.is_dir():
-        raise BackendUnavailable(f"{directory}: no native libraries there", hint=INSTALL_HINT)
+        raise BackendUnavailable(f"{directory}: no native libraries there", hint=install_hint())
     return directory
 
 
@@ -50,14 +57,14 @@ def load(name: str) -> ctypes.CDLL:
             try:
                 return ctypes.CDLL(str(path))
             except OSError as err:
-                raise BackendUnavailable(f"{path}: does not load: {err}", hint=INSTALL_HINT) from err
-    raise BackendUnavailable(f"{directory}: no library {name!r}", hint=INSTALL_HINT)
+                raise BackendUnavailable(f"{path}: does not load: {err}", hint=install_hint()) from err
+    raise BackendUnavailable(f"{directory}: no library {name!r}", hint=install_hint())
 
 
 def build_record() -> dict[str, Any] | None:
     """What scripts/setup wrote about the build (flags, compiler, key); None for a library from elsewhere."""
     try:
         record = json.loads((library_directory() / "edgellm-build.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, BackendUnavailable):
         return None
     return record if isinstance(record, dict) else None

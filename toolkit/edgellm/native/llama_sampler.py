@@ -21,6 +21,7 @@ class Sampler:
         self.params = params
         self._lib = lib
         self._chain: Any = None
+        self._drawn: int | None = None
         self._penalised = params.repeat_penalty != 1.0 and params.repeat_last_n > 0
         if params.temperature == 0 and not self._penalised:
             return
@@ -28,7 +29,10 @@ class Sampler:
         add = lib.llama_sampler_chain_add
         if self._penalised:
             add(
-                chain, lib.llama_sampler_init_penalties(params.repeat_last_n, params.repeat_penalty, 0.0, 0.0)
+                chain,
+                lib.llama_sampler_init_penalties(
+                    vocab_size, params.repeat_last_n, params.repeat_penalty, 0.0, 0.0
+                ),
             )
         if params.temperature == 0:
             add(chain, lib.llama_sampler_init_greedy())
@@ -43,17 +47,23 @@ class Sampler:
         seed = params.seed if params.seed is not None else secrets.randbelow(2**32 - 1)
         add(chain, lib.llama_sampler_init_dist(seed))
 
-    def accept_prompt(self, tokens: Sequence[int]) -> None:
-        """Let penalties see prompt tokens; a single fed token is the one drawn last and was seen already."""
-        if self._penalised and len(tokens) > 1:
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Let penalties see tokens that were not drawn here, such as the prompt."""
+        if self._penalised:
             for token in tokens[-self.params.repeat_last_n :]:
                 self._lib.llama_sampler_accept(self._chain, token)
+
+    def accept_fed(self, tokens: Sequence[int]) -> None:
+        """The same for what was fed since the last draw; the token drawn then was seen already."""
+        self.accept(tokens[1:] if tokens[0] == self._drawn else tokens)
+        self._drawn = None
 
     def draw(self, context: Any, row: int, logits: Callable[[int], FloatArray]) -> int:
         """The next token after batch row `row`."""
         if self._chain is None:
             return int(logits(row).argmax())
-        return int(self._lib.llama_sampler_sample(self._chain, context, row))
+        self._drawn = int(self._lib.llama_sampler_sample(self._chain, context, row))
+        return self._drawn
 
     def __del__(self) -> None:
         if getattr(self, "_chain", None):

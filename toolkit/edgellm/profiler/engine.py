@@ -2,7 +2,8 @@
 
 pp*n*: one prefill of n random tokens in batches, from an empty cache. tg*n*: n decode steps of one random token each,
 synchronised after each step. Tokenizing, sampling and text are not part of it. One repetition is one sample; a
-warm-up (one full prefill, or one decode step) is run and not counted.
+warm-up (one full prefill, or one decode step) is run and not counted. With a depth, the cache is filled once and cut
+back to it before each repetition; only a cache that cannot be cut is filled again, inside the window of the meter.
 """
 
 from __future__ import annotations
@@ -43,13 +44,15 @@ def run(backend: Backend, workload: Workload, around: Callable[[Callable[[], Non
     batcher = backend.open(n_sequences=1, context=max(len(ids), 32))
     seconds: list[float] = []
     try:
+        _fill(batcher, depth)
         for _ in range(workload.warmup_reps):
-            _fill(batcher, depth)
             _run_once(batcher, prompt, gen[:1])
+            _restore(backend, batcher, depth)
 
         def repeat() -> None:
-            for _ in range(workload.reps):
-                _fill(batcher, depth)
+            for n in range(workload.reps):
+                if n:
+                    _restore(backend, batcher, depth)
                 start = time.perf_counter()
                 _run_once(batcher, prompt, gen)
                 seconds.append(time.perf_counter() - start)
@@ -64,6 +67,13 @@ def _fill(batcher: Batcher, depth: list[int]) -> None:
     batcher.free(0)
     if depth:
         batcher.step([Feed(sequence=0, tokens=depth, want="last")])
+
+
+def _restore(backend: Backend, batcher: Batcher, depth: list[int]) -> None:
+    if depth and backend.capabilities.can_truncate:
+        batcher.truncate(0, len(depth))
+    else:
+        _fill(batcher, depth)
 
 
 def _run_once(batcher: Batcher, prompt: list[int], gen: list[int]) -> None:

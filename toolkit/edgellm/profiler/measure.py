@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
+from typing import Literal, Protocol
 
 from edgellm import meters
 from edgellm.formats.records import Record
-from edgellm.meters.energy import Energy, EnergyWindow
+from edgellm.meters.energy import QUANTITY, Energy, EnergyWindow
 from edgellm.profiler import engine, memory
 from edgellm.protocols import Backend
 from edgellm.report import Measurement, Method, Missing, RuntimeInfo
@@ -22,7 +22,7 @@ class Spec(Record):
     workload: Workload
     n_threads: int
     kv_type: str
-    flash_attention: str
+    flash_attention: Literal["auto", "on", "off"]
     gpu_layers: str
     context: int
 
@@ -68,6 +68,11 @@ def _engine(workload: Workload, subject: Subject) -> tuple[list[Measurement], li
     def around(timed: Callable[[], None]) -> None:
         if meter is None:
             timed()
+            return
+        if workload.n_depth and workload.reps > 1 and not subject.backend.capabilities.can_truncate:
+            timed()
+            reason = "this model's cache cannot be cut, so the energy of filling it cannot be told apart"
+            energy.append(Missing(quantity=QUANTITY, reason=reason))
             return
         with EnergyWindow(meter) as window:
             timed()

@@ -18,7 +18,9 @@ _SHOWN = {
 def render_text(report: Report) -> str:
     """Lines for a terminal: the machine, the model, a row per quantity (median, range), what is missing, warnings."""
     device, model, runtime = report.device, report.model, report.runtime
-    size = f"{format_count(model.n_params)} weights, {model.bpw:.2f} bits each, {format_bytes(model.file_bytes)}"
+    size = (
+        f"{format_count(model.n_params)} weights, {model.bpw:.2f} bits each, {format_bytes(model.file_bytes)}"
+    )
     chip = f"{device.arch}, {device.cores_logical} cores, {format_bytes(device.ram_bytes)}"
     engine = f"{runtime.engine} {runtime.engine_version} on {runtime.backend_actual}"
     lines = [

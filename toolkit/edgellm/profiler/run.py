@@ -14,7 +14,7 @@ from edgellm.formats.records import from_builtins, replace, to_builtins
 from edgellm.machine import ConditionsWatch
 from edgellm.profiler.measure import Outcome, Spec
 from edgellm.protocols import Launcher
-from edgellm.report import SCHEMA, Conditions, Device, Measurement, Report, Result
+from edgellm.report import SCHEMA, Conditions, Device, Measurement, Missing, Report, Result
 from edgellm.workload import Workload
 
 TIMEOUT_S = 1800.0
@@ -42,6 +42,7 @@ def profile(
     if strict:
         _refuse_if_busy(watch.start)
     results: list[Result] = []
+    partly_missing: list[str] = []
     runtime = None
     for workload in workloads:
         outcomes = []
@@ -54,6 +55,7 @@ def profile(
             outcomes.append(from_builtins(Outcome, found, f"child measuring {workload.id}"))
         runtime = outcomes[0].runtime
         results.append(_gather(workload, outcomes))
+        partly_missing += _partly_missing(workload, outcomes)
     if runtime is None:
         raise BadInputError("no workload was given")
     conditions = watch.finish()
@@ -72,7 +74,7 @@ def profile(
         model=manifest,
         results=results,
         missing=[],
-        warnings=warnings,
+        warnings=warnings + partly_missing,
         verdict=verdict,
     )
 
@@ -89,8 +91,22 @@ def _gather(workload: Workload, outcomes: list[Outcome]) -> Result:
         for m in outcome.measurements:
             earlier = merged.get(m.quantity)
             merged[m.quantity] = replace(m, samples=[*earlier.samples, *m.samples]) if earlier else m
-    missing = {m.quantity: m for outcome in outcomes for m in outcome.missing if m.quantity not in merged}
+    missing = {m.quantity: m for m in _all_missing(outcomes) if m.quantity not in merged}
     return Result(workload=workload, measurements=list(merged.values()), missing=list(missing.values()))
+
+
+def _all_missing(outcomes: list[Outcome]) -> list[Missing]:
+    return [m for outcome in outcomes for m in outcome.missing]
+
+
+def _partly_missing(workload: Workload, outcomes: list[Outcome]) -> list[str]:
+    """Warnings about what some children measured and others could not."""
+    measured = {m.quantity for outcome in outcomes for m in outcome.measurements}
+    return [
+        f"{workload.id}: {m.quantity} is missing in part: {m.reason}"
+        for m in _all_missing(outcomes)
+        if m.quantity in measured
+    ]
 
 
 def _refuse_if_busy(conditions: Conditions) -> None:

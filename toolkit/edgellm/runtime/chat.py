@@ -1,4 +1,4 @@
-"""Chat templates: Jinja from the model, rendered in an immutable sandbox with bounded output.
+"""Chat templates: Jinja from the model, rendered in an immutable sandbox with bounded work and output.
 
 A template is foreign code. It sees the messages and a few helpers, no attributes that start with an underscore, no
 file and no network; what it raises becomes one line.
@@ -7,9 +7,8 @@ file and no network; what it raises becomes one line.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from edgellm.errors import BadInputError, SpecError
 
@@ -35,36 +34,30 @@ def render(
         SpecError: messages that are no messages.  BadInputError: the template is broken, refuses, or explodes.
     """
     check_messages(messages)
+    compiled = _compile(template)
     from jinja2 import TemplateError
+
+    from edgellm.runtime import sandbox
 
     pieces, n_chars = [], 0
     try:
-        for piece in _compile(template).generate(
-            messages=[dict(m) for m in messages],
-            bos_token=bos_token,
-            eos_token=eos_token,
-            add_generation_prompt=add_generation_prompt,
-            tools=None,
-        ):
-            pieces.append(piece)
-            n_chars += len(piece)
-            if n_chars > MAX_RENDERED_CHARS:
-                raise BadInputError(
-                    f"the model's chat template writes more than {MAX_RENDERED_CHARS} characters"
-                )
+        with sandbox.budget():
+            for piece in compiled.generate(
+                messages=[dict(m) for m in messages],
+                bos_token=bos_token,
+                eos_token=eos_token,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+            ):
+                pieces.append(piece)
+                n_chars += len(piece)
+                if n_chars > MAX_RENDERED_CHARS:
+                    raise TemplateError(f"it writes more than {MAX_RENDERED_CHARS} characters")
     except TemplateError as err:
         raise BadInputError(
             f"the model's chat template fails: {_first_line(err)}", hint="use --raw to send the text as it is"
         ) from err
-    except (
-        TypeError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as err:
+    except Exception as err:  # foreign code can raise anything
         raise BadInputError(
             f"the model's chat template fails: {type(err).__name__}: {_first_line(err)}"
         ) from err
@@ -82,6 +75,10 @@ def check_messages(messages: Sequence[Message]) -> None:
     if len(messages) > MAX_MESSAGES:
         raise SpecError(f"{len(messages)} messages, at most {MAX_MESSAGES} are allowed")
     for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise SpecError(
+                f"message {i} is {type(message).__name__}", hint='give {"role": "user", "content": "..."}'
+            )
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise SpecError(f"message {i}: role is {str(role)[:40]!r}", hint=f"one of: {', '.join(ROLES)}")
@@ -96,32 +93,18 @@ def _compile(template: str) -> Any:
             f"the chat template has {len(template)} characters, at most {MAX_TEMPLATE_CHARS} are read"
         )
     from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def refuse(message: object) -> NoReturn:
-        raise TemplateError(str(message)[:300])
+    from edgellm.runtime.sandbox import TemplateEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = _now
     try:
-        return environment.from_string(template)
-    except (TemplateError, RecursionError) as err:
+        return TemplateEnvironment().from_string(template)
+    except (
+        TemplateError,
+        RecursionError,
+        SyntaxError,
+        MemoryError,
+    ) as err:  # the last three: nested too deep
         raise BadInputError(f"the model's chat template does not parse: {_first_line(err)}") from err
-
-
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _now(pattern: str) -> str:
-    import datetime
-
-    return datetime.datetime.now().astimezone().strftime(pattern)
 
 
 def _first_line(err: BaseException) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -75,6 +77,7 @@ class Model:
         self._lock = threading.Lock()
         self._owner: int | None = None
         self._closed = False
+        self._streams: weakref.WeakSet[Generator[Piece]] = weakref.WeakSet()
         self.manifest = manifest
         self.context = context
 
@@ -166,7 +169,9 @@ class Model:
             repeat_penalty=repeat_penalty,
             seed=seed,
         )
-        return self._stream(prompt, max_tokens, sampling, TextAssembler(stop), cache_prompt=cache_prompt)
+        stream = self._stream(prompt, max_tokens, sampling, TextAssembler(stop), cache_prompt=cache_prompt)
+        self._streams.add(stream)
+        return stream
 
     def _stream(
         self,
@@ -176,7 +181,7 @@ class Model:
         text: TextAssembler,
         *,
         cache_prompt: bool,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece]:
         started = time.perf_counter()
         with self._exclusive():
             ids = self._encode(prompt)
@@ -203,6 +208,7 @@ class Model:
                     energy=Missing(quantity="energy_j", reason="energy per request is not measured by this version"),
                 )  # fmt: skip
                 yield Piece(text=shown + text.finish(), token_ids=[token], finish_reason=reason, usage=usage)
+                return
 
     def _step(self, tokens: Sequence[int], sampling: SamplingParams) -> int:
         drawn = self._batcher.step([Feed(sequence=0, tokens=tokens, sampling=sampling)])[0].tokens[0]
@@ -273,13 +279,19 @@ class Model:
                 self._owner = None
 
     def close(self) -> None:
-        """Release the model's memory; waits for a running generation, safe to call twice."""
-        if self._closed:
-            return
-        with self._exclusive():
-            self._closed = True
-            self._batcher.close()
-            self._backend.close()
+        """Release the model's memory; safe to call twice.
+
+        Ends a stream that this thread left open; waits for a generation of another thread.
+        """
+        if self._owner == threading.get_ident():
+            for stream in list(self._streams):
+                if inspect.getgeneratorstate(stream) == inspect.GEN_SUSPENDED:
+                    stream.close()
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._batcher.close()
+                self._backend.close()
 
     def __enter__(self) -> Model:
         return self

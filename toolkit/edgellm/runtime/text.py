@@ -16,6 +16,8 @@ class TextAssembler:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
+        if isinstance(stops, str):
+            raise TypeError("stop is one string, expected a list of strings")
         if len(stops) > MAX_STOPS or any(not s or len(s) > MAX_STOP_CHARS for s in stops):
             raise ValueError(f"at most {MAX_STOPS} stop strings of 1 to {MAX_STOP_CHARS} characters")
         self._stops = tuple(stops)
@@ -42,9 +44,9 @@ class TextAssembler:
         if self.stopped:
             return ""
         if self._stops:
-            found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
-            if found:
-                text = self._held[: min(found)]
+            found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+            if found:  # the first to be complete, as if characters came one by one; the longest of those
+                text = self._held[: min(found)[1]]
                 self.stopped, self._held = True, ""
                 return text
         keep = self._possible_stop()

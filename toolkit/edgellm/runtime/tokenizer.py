@@ -30,9 +30,10 @@ class Tokenizer:
             self._own = Library.from_file(str(path))
         except Exception as err:  # the library raises bare Exception for every malformed file
             raise ArtifactError(f"{path}: not a tokenizer.json: {str(err)[:200]}") from err
-        if self._own.get_vocab_size(with_added_tokens=True) > backend.vocab_size:
+        n_ids = max(self._own.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if n_ids > backend.vocab_size:
             raise ArtifactError(
-                f"{path}: {self._own.get_vocab_size()} tokens, the model knows {backend.vocab_size}",
+                f"{path}: {n_ids} tokens, the model knows {backend.vocab_size}",
                 hint="convert the model again",
             )
         self._own.no_truncation()
@@ -43,5 +44,6 @@ class Tokenizer:
         if self._own is None:
             return self._backend.tokenize(text, add_special=add_special, parse_special=parse_special)
         self._own.encode_special_tokens = not parse_special
+        text = text.encode("utf-8", errors="replace").decode()  # half a surrogate pair is no text
         ids: list[int] = self._own.encode(text, add_special_tokens=add_special).ids
         return ids

@@ -12,6 +12,7 @@ from edgellm.errors import UnsupportedError
 from edgellm.formats.plain_json import Fields
 
 _ROPE_TYPES = ("default", "linear", "llama3")
+_ACTIVATIONS = ("silu", "swish")
 
 
 def _expected_shape(kind: str, hyper: Hyper) -> tuple[int, ...] | None:
@@ -33,6 +34,10 @@ def _expected_shape(kind: str, hyper: Hyper) -> tuple[int, ...] | None:
         "attn_q.bias": (width,),
         "attn_k.bias": (kv_width,),
         "attn_v.bias": (kv_width,),
+        "attn_output.bias": (size,),
+        "ffn_gate.bias": (hidden,),
+        "ffn_up.bias": (hidden,),
+        "ffn_down.bias": (size,),
     }.get(kind)
 
 
@@ -51,6 +56,11 @@ def _rope(fields: Fields) -> tuple[str, Fields]:
 
 
 def _header(fields: Fields, hyper: Hyper) -> dict[str, HeaderValue]:
+    activation = fields.text("hidden_act", default="silu")
+    if activation not in _ACTIVATIONS:
+        raise UnsupportedError(
+            f"{fields.where}: hidden_act is {activation!r}; llama.cpp runs this family with silu"
+        )
     kind, section = _rope(fields)
     base = section.number("rope_theta", 1e-3, 1e12, default=hyper.rope_base)
     header = {
@@ -109,9 +119,13 @@ FAMILY = Family(
         "self_attn.q_proj.bias": "attn_q.bias",
         "self_attn.k_proj.bias": "attn_k.bias",
         "self_attn.v_proj.bias": "attn_v.bias",
+        "self_attn.o_proj.bias": "attn_output.bias",
         "mlp.gate_proj.weight": "ffn_gate.weight",
         "mlp.up_proj.weight": "ffn_up.weight",
         "mlp.down_proj.weight": "ffn_down.weight",
+        "mlp.gate_proj.bias": "ffn_gate.bias",
+        "mlp.up_proj.bias": "ffn_up.bias",
+        "mlp.down_proj.bias": "ffn_down.bias",
     },
     rotary={"attn_q.weight": False, "attn_k.weight": True, "attn_q.bias": False, "attn_k.bias": True},
     expected_shapes=_expected_shape,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from edgellm import artifact
-from edgellm.artifact import open_directory, staged_directory, staged_file
+from edgellm import artifact, staging
+from edgellm.artifact import open_directory
 from edgellm.errors import OutputError, OutputExistsError
+from edgellm.staging import staged_directory, staged_file, write_error
 from tests.test_artifact import write_artifact
 
 TOOLKIT = Path(artifact.__file__).resolve().parent.parent
@@ -86,7 +88,7 @@ def test_force_replaces_an_artifact_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(artifact, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
     final = write_artifact(tmp_path / "out", b"old!")
     with staged_directory(final, force=True) as staging:
         write_artifact(staging, b"new!")
@@ -154,7 +156,7 @@ def test_a_leftover_that_is_a_link_is_unlinked_not_followed(tmp_path: Path) -> N
 def test_killed_in_the_middle(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys\n"
-        "from edgellm.artifact import staged_directory\n"
+        "from edgellm.staging import staged_directory\n"
         "with staged_directory(pathlib.Path(sys.argv[1])) as staging:\n"
         "    (staging / 'model.gguf').write_bytes(b'half')\n"
         "    print('ready', flush=True)\n"
@@ -193,7 +195,7 @@ def small_disk(place: Path, n_bytes: int) -> Iterator[bool]:
 
 FILL = """
 import pathlib, resource, signal, sys
-from edgellm.artifact import staged_directory, write_error
+from edgellm.staging import staged_directory, write_error
 from edgellm.errors import OutputError
 final, limit = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 if limit:
@@ -255,3 +257,12 @@ def test_staged_file_that_was_never_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError), staged_file(tmp_path / "report.json"):
         pass
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EDQUOT])
+def test_write_errors_have_a_hint(number: int) -> None:
+    error = write_error(Path("out"), OSError(number, os.strerror(number)))
+    assert isinstance(error, OutputError)
+    assert str(error) == f"out: cannot be written: {os.strerror(number)}"
+    assert error.hint
+    assert write_error(Path("out"), OSError("odd")).hint is None

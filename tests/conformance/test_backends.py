@@ -1,0 +1,164 @@
+"""One contract, run over every backend: llama.cpp with the embedded model, and the fake that other tests stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgellm.api import models
+from edgellm.errors import ContextOverflowError
+from edgellm.native.llama import LlamaOptions
+from edgellm.protocols import Backend, Batcher, Feed, SamplingParams
+from edgellm.report import RuntimeInfo
+from tests.support.fake_backend import FakeBackend
+
+GREEDY = SamplingParams()
+CONTEXT = 64
+
+
+@pytest.fixture(scope="module", params=["llama.cpp", "fake"])
+def backend(request: pytest.FixtureRequest, smollm2_gguf: Path) -> Iterator[Backend]:
+    real = request.param == "llama.cpp"
+    opened = models.open_backend(smollm2_gguf, LlamaOptions(n_threads=1)) if real else FakeBackend()
+    yield opened
+    opened.close()
+    opened.close()
+
+
+@pytest.fixture
+def batcher(backend: Backend) -> Iterator[Batcher]:
+    opened = backend.open(n_sequences=2, context=CONTEXT)
+    yield opened
+    opened.close()
+    opened.close()
+
+
+@pytest.fixture
+def prompt(backend: Backend) -> list[int]:
+    return backend.tokenize("one two three four", add_special=False, parse_special=False)
+
+
+def go_on(
+    batcher: Batcher, sequence: int, tokens: list[int], n: int, sampling: SamplingParams = GREEDY
+) -> list[int]:
+    drawn: list[int] = []
+    for _ in range(n):
+        tokens = batcher.step([Feed(sequence=sequence, tokens=tokens, sampling=sampling)])[0].tokens
+        drawn += tokens
+    return drawn
+
+
+def test_it_describes_itself(backend: Backend) -> None:
+    assert isinstance(backend.info, RuntimeInfo)
+    assert backend.vocab_size > 2
+    assert backend.context_train >= 64
+    assert backend.chat_template
+    assert backend.capabilities.can_truncate
+    assert backend.capabilities.can_copy
+    assert backend.eos_id is not None
+    assert backend.is_end(backend.eos_id)
+
+
+def test_text_survives_its_tokens(backend: Backend) -> None:
+    for text in ("Hello", "naïve 漢字 😀", "line\nline", ""):
+        ids = backend.tokenize(text, add_special=False, parse_special=False)
+        assert b"".join(map(backend.token_bytes, ids)).decode() == text
+        assert all(0 <= token < backend.vocab_size for token in ids)
+        assert not any(backend.is_end(token) for token in ids)
+
+
+def test_special_text_is_a_token_only_where_asked(backend: Backend) -> None:
+    assert backend.eos_id is not None
+    name = backend.token_text(backend.eos_id)
+    assert backend.tokenize(name, add_special=False, parse_special=True) == [backend.eos_id]
+    assert backend.eos_id not in backend.tokenize(name, add_special=False, parse_special=False)
+    assert backend.token_bytes(backend.eos_id) == b""
+
+
+def test_a_step_answers_each_feed_in_order(batcher: Batcher, prompt: list[int], backend: Backend) -> None:
+    first, second = batcher.step(
+        [
+            Feed(sequence=1, tokens=prompt, want="all"),
+            Feed(sequence=0, tokens=prompt[:1], sampling=GREEDY, want="last"),
+        ]
+    )
+    assert first.tokens == []
+    assert first.logits is not None
+    assert first.logits.shape == (len(prompt), backend.vocab_size)
+    assert second.logits is not None
+    assert second.logits.shape == (1, backend.vocab_size)
+    assert second.tokens == [int(second.logits[0].argmax())]
+    assert (batcher.length(0), batcher.length(1)) == (1, len(prompt))
+    assert np.isfinite(first.logits).all()
+
+
+def test_nothing_wanted_gives_nothing(batcher: Batcher, prompt: list[int]) -> None:
+    (done,) = batcher.step([Feed(sequence=0, tokens=prompt)])
+    assert (done.tokens, done.logits) == ([], None)
+
+
+def test_no_feeds_no_answers(batcher: Batcher) -> None:
+    assert batcher.step([]) == []
+
+
+def test_a_prompt_in_parts_equals_the_whole(batcher: Batcher, prompt: list[int]) -> None:
+    whole = go_on(batcher, 0, prompt, 6)
+    batcher.step([Feed(sequence=1, tokens=prompt[:2])])
+    assert go_on(batcher, 1, prompt[2:], 6) == whole
+
+
+def test_truncating_and_copying_keep_a_prefix(batcher: Batcher, prompt: list[int]) -> None:
+    whole = go_on(batcher, 0, prompt, 6)
+    batcher.copy_prefix(0, 1, len(prompt) - 1)
+    batcher.truncate(0, len(prompt) - 1)
+    batcher.truncate(0, CONTEXT)
+    assert [batcher.length(i) for i in (0, 1)] == [len(prompt) - 1] * 2
+    assert go_on(batcher, 1, prompt[-1:], 6) == go_on(batcher, 0, prompt[-1:], 6) == whole
+
+
+def test_a_freed_sequence_is_empty(batcher: Batcher, prompt: list[int]) -> None:
+    whole = go_on(batcher, 0, prompt, 4)
+    batcher.free(0)
+    assert batcher.length(0) == 0
+    assert go_on(batcher, 0, prompt, 4) == whole
+
+
+def test_a_reset_sampler_starts_its_seed_anew(batcher: Batcher, prompt: list[int]) -> None:
+    sampling = SamplingParams(temperature=1.5, seed=11)
+    first = go_on(batcher, 0, prompt, 6, sampling)
+    batcher.truncate(0, len(prompt) - 1)
+    batcher.reset_sampler(0)
+    assert go_on(batcher, 0, prompt[-1:], 6, sampling) == first
+
+
+def test_too_many_tokens_overflow_and_append_nothing(batcher: Batcher, prompt: list[int]) -> None:
+    with pytest.raises(ContextOverflowError, match=f"65 tokens do not fit the context of {CONTEXT}"):
+        batcher.step([Feed(sequence=0, tokens=prompt), Feed(sequence=1, tokens=prompt[:1] * (CONTEXT + 1))])
+    assert [batcher.length(i) for i in (0, 1)] == [0, 0]
+
+
+def test_wrong_use_is_a_value_error(batcher: Batcher, backend: Backend) -> None:
+    for feeds in (
+        [Feed(sequence=2, tokens=[1])],
+        [Feed(sequence=-1, tokens=[1])],
+        [Feed(sequence=0, tokens=[])],
+        [Feed(sequence=0, tokens=[backend.vocab_size])],
+        [Feed(sequence=0, tokens=[1]), Feed(sequence=0, tokens=[1])],
+    ):
+        with pytest.raises(ValueError, match=r"sequence|token"):
+            batcher.step(feeds)
+    for use in (batcher.free, batcher.length):
+        with pytest.raises(ValueError, match="sequence"):
+            use(-1)
+    with pytest.raises(ValueError, match="n_tokens"):
+        batcher.truncate(0, -1)
+
+
+def test_a_closed_batcher_refuses(backend: Backend) -> None:
+    batcher = backend.open(n_sequences=1, context=CONTEXT)
+    batcher.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        batcher.step([Feed(sequence=0, tokens=[1])])

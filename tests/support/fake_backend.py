@@ -1,0 +1,174 @@
+"""A model in 150 lines of Python that keeps the Backend contract: its tokens are bytes, its logits follow from the text.
+
+The most likely next token depends on all tokens before it, so a cache that holds the wrong tokens shows. `script`
+makes it say something known: each generation then draws these bytes one by one, and the end token after them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edgellm.errors import ContextOverflowError
+from edgellm.protocols import Capabilities, Feed, FloatArray, Sampled, SamplingParams
+from edgellm.report import RuntimeInfo
+from tests.samples import make_runtime
+
+BOS, END, TURN = 256, 257, 258
+VOCAB_SIZE = 259
+SPECIAL = {"<s>": BOS, "</s>": END, "<turn>": TURN}
+TEMPLATE = "{% for m in messages %}<turn>{{ m.role }}:{{ m.content }}{% endfor %}<turn>assistant:"
+
+
+class FakeBackend:
+    """Bytes as tokens, and three control tokens: <s>, </s>, <turn>."""
+
+    def __init__(
+        self,
+        script: bytes | None = None,
+        *,
+        chat_template: str | None = TEMPLATE,
+        add_bos: bool = True,
+        bos_id: int | None = BOS,
+        can_truncate: bool = True,
+    ) -> None:
+        self.script = script
+        self.vocab_size = VOCAB_SIZE
+        self.context_train = 4096
+        self.bos_id = bos_id
+        self.eos_id = END
+        self.add_bos = add_bos
+        self.chat_template = chat_template
+        self.capabilities = Capabilities(
+            can_truncate=can_truncate, can_copy=can_truncate, can_shift=False, lora=False, observer=False
+        )
+        self.batchers: list[FakeBatcher] = []
+        self.closed = False
+
+    @property
+    def info(self) -> RuntimeInfo:
+        return make_runtime()
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        ids = [BOS] if add_special and self.add_bos else []
+        while text:
+            name = next((name for name in SPECIAL if parse_special and text.startswith(name)), None)
+            ids += [SPECIAL[name]] if name else list(text[0].encode())
+            text = text[len(name) :] if name else text[1:]
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
+
+    def token_text(self, token: int) -> str:
+        return next((name for name, number in SPECIAL.items() if number == token), chr(token))
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+    def open(self, *, n_sequences: int, context: int) -> FakeBatcher:
+        self.batchers.append(FakeBatcher(self, n_sequences, context))
+        return self.batchers[-1]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeBatcher:
+    """Caches as lists of ids. `feeds` keeps what was fed; `before_step` may raise, as native code may fail."""
+
+    def __init__(self, model: FakeBackend, n_sequences: int, context: int) -> None:
+        self.n_sequences, self.context = n_sequences, context
+        self.feeds: list[Feed] = []
+        self.before_step: Callable[[], None] = lambda: None
+        self.closed = False
+        self._model = model
+        self._cache: list[list[int]] = [[] for _ in range(n_sequences)]
+        self._samplers: dict[int, _Sampler] = {}
+
+    def step(self, feeds: Sequence[Feed]) -> list[Sampled]:
+        if self.closed:
+            raise RuntimeError("this batcher is closed")
+        if len({feed.sequence for feed in feeds}) < len(feeds):
+            raise ValueError("two feeds for one sequence")
+        for feed in feeds:
+            length = self.length(feed.sequence) + len(feed.tokens)
+            if not feed.tokens or not all(0 <= token < VOCAB_SIZE for token in feed.tokens):
+                raise ValueError("no tokens, or one outside the vocabulary")
+            if length > self.context:
+                raise ContextOverflowError(f"{length} tokens do not fit the context of {self.context}")
+        self.before_step()
+        return [self._feed(feed) for feed in feeds]
+
+    def _feed(self, feed: Feed) -> Sampled:
+        self.feeds.append(feed)
+        cache = self._cache[feed.sequence]
+        rows = []
+        for token in feed.tokens:
+            cache.append(token)
+            if feed.want == "all":
+                rows.append(_logits(cache))
+        if feed.want == "last":
+            rows = [_logits(cache)]
+        logits = np.stack(rows) if rows else None
+        if feed.sampling is None:
+            return Sampled(tokens=[], logits=logits)
+        sampler = self._samplers.setdefault(feed.sequence, _Sampler(feed.sampling))
+        return Sampled(tokens=[sampler.draw(_logits(cache), self._model.script)], logits=logits)
+
+    def length(self, sequence: int) -> int:
+        self._check(sequence)
+        return len(self._cache[sequence])
+
+    def truncate(self, sequence: int, n_tokens: int) -> None:
+        self._check(sequence)
+        if n_tokens < 0:
+            raise ValueError(f"n_tokens is {n_tokens}")
+        del self._cache[sequence][n_tokens:]
+
+    def copy_prefix(self, source: int, destination: int, n_tokens: int) -> None:
+        self._check(source)
+        self._check(destination)
+        self._cache[destination] = self._cache[source][:n_tokens]
+
+    def reset_sampler(self, sequence: int) -> None:
+        self._samplers.pop(sequence, None)
+
+    def free(self, sequence: int) -> None:
+        self._check(sequence)
+        self._cache[sequence] = []
+        self._samplers.pop(sequence, None)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _check(self, sequence: int) -> None:
+        if not 0 <= sequence < self.n_sequences:
+            raise ValueError(f"sequence {sequence} is outside 0 to {self.n_sequences - 1}")
+
+
+class _Sampler:
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+        self._rng = np.random.default_rng(params.seed)
+        self._n_drawn = 0
+
+    def draw(self, logits: FloatArray, script: bytes | None) -> int:
+        self._n_drawn += 1
+        if script is not None:
+            return script[self._n_drawn - 1] if self._n_drawn <= len(script) else END
+        if self._params.temperature == 0 or self._params.top_k == 1:
+            return int(logits.argmax())
+        weights = np.exp((logits - logits.max()) / self._params.temperature)
+        return int(self._rng.choice(len(logits), p=weights / weights.sum()))
+
+
+def _logits(tokens: Sequence[int]) -> FloatArray:
+    """A row that depends on every token before; the end is unlikely, text is ASCII letters mostly."""
+    rng = np.random.default_rng(zlib.crc32(np.asarray(tokens, dtype=np.int32).tobytes()))
+    row = rng.standard_normal(VOCAB_SIZE, dtype=np.float32)
+    row[97:123] += 3
+    row[256:] -= 10
+    return row

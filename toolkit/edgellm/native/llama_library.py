@@ -1,0 +1,62 @@
+"""llama-cpp-python's low-level declarations, loaded on first use, and what llama.cpp last logged as an error."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import types
+from collections import deque
+
+from edgellm.errors import BackendUnavailable
+from edgellm.native import library
+
+_LOG_WARNING = 3
+_errors: deque[str] = deque(maxlen=20)
+
+
+@functools.cache
+def bindings() -> types.ModuleType:
+    """The module of declarations, with the backend initialised.
+
+    Raises:
+        BackendUnavailable: it is not installed, or the native libraries do not load.
+    """
+    library.library_directory()
+    try:
+        from llama_cpp import llama_cpp as lib
+    except (ImportError, OSError, RuntimeError, AttributeError) as err:
+        raise BackendUnavailable(f"llama_cpp does not load: {err}", hint=library.install_hint()) from err
+    lib.llama_log_set(_log_callback, None)
+    lib.llama_backend_init()
+    module: types.ModuleType = lib
+    return module
+
+
+@functools.cache
+def binding_version() -> str:
+    """The version of llama-cpp-python."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("llama-cpp-python")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def forget_errors() -> None:
+    """Begin an operation whose failure `last_error` will explain."""
+    _errors.clear()
+
+
+def last_error() -> str:
+    """The last two lines that llama.cpp logged as warning or error."""
+    lines = [line for line in _errors if line.strip(". ")]
+    return " / ".join(lines[-2:]) if lines else "it gave no reason"
+
+
+def _log(level: int, text: bytes, _: object) -> None:
+    if level >= _LOG_WARNING and text:
+        _errors.append(text.decode("utf-8", errors="replace").strip())
+
+
+_log_callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_log)

@@ -1,0 +1,162 @@
+"""How output appears: whole under its final name, or not at all.
+
+Work is done under a name beside the final one and takes that name in a single step. What a killed process left behind
+is removed by the next run for the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgellm.artifact import MANIFEST_NAME
+from edgellm.errors import OutputError, OutputExistsError
+
+
+@contextlib.contextmanager
+def staged_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
+    """A directory that appears under its final name whole, or not at all.
+
+    Yields a new directory beside `final`. On a clean exit it takes the final name in one step (with `force`, an older
+    artifact keeps its name until that step); on any error it is removed. What an earlier, killed process left
+    behind for this name is removed first.
+
+    Raises:
+        OutputExistsError: `final` exists and `force` is false, or it is not an artifact and must not be replaced.
+        OutputError: the place cannot be written.
+    """
+    check_output_free(final, force=force)
+    staging = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(final)
+        staging = final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+        staging.mkdir()
+    except OSError as err:
+        raise write_error(final, err) from err
+    try:
+        yield staging
+        try:
+            _sync_directory(staging)
+            _take_name(staging, final, force=force)
+        except OSError as err:
+            raise write_error(final, err) from err
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_output_free(final: Path, *, force: bool) -> None:
+    """Refuse early what `staged_directory` would refuse at the end.
+
+    Raises:
+        OutputExistsError: as in `staged_directory`.
+    """
+    if not os.path.lexists(final):
+        return
+    if not force:
+        raise OutputExistsError(
+            f"{final}: exists already", hint="choose another -o, or --force to replace it"
+        )
+    if final.is_symlink() or not (final / MANIFEST_NAME).is_file():
+        raise OutputExistsError(
+            f"{final}: exists and is not an artifact of edgellm, so --force does not replace it",
+            hint="choose another -o, or remove it yourself",
+        )
+
+
+@contextlib.contextmanager
+def staged_file(final: Path) -> Iterator[Path]:
+    """Like `staged_directory`, for one file that replaces an older one.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    temporary = final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(final)
+    except OSError as err:
+        raise write_error(final, err) from err
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_error(path: Path, err: OSError) -> OutputError:
+    """An OSError while writing, as ours, with a hint that fits the cause."""
+    import errno
+
+    hints = {
+        errno.ENOSPC: "free some space or choose a -o on another disk",
+        errno.EDQUOT: "your quota is used up: choose a -o elsewhere",
+        errno.EACCES: "choose a -o that you may write to",
+        errno.EPERM: "choose a -o that you may write to",
+        errno.EROFS: "that file system is read-only: choose a -o elsewhere",
+        errno.ENOTDIR: "a part of that path is a file: choose another -o",
+        errno.EEXIST: "something else made that name meanwhile: choose another -o",
+    }
+    return OutputError(f"{path}: cannot be written: {err.strerror or err}", hint=hints.get(err.errno or 0))
+
+
+def _take_name(staging: Path, final: Path, *, force: bool) -> None:
+    if not os.path.lexists(final):
+        staging.rename(final)
+    elif force:
+        if not _exchange(staging, final):
+            aside = final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+            final.rename(aside)
+            staging.rename(final)
+            shutil.rmtree(aside, ignore_errors=True)
+    else:
+        raise OutputExistsError(f"{final}: appeared while converting", hint="choose another -o, or --force")
+    _sync_directory(final.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names atomically where the kernel can (Linux renameat2); False where it cannot."""
+    import ctypes
+
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    done: int = renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange)
+    return done == 0
+
+
+def _remove_abandoned(final: Path) -> None:
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.partial-(\d+)-[0-9a-f]{{8}}\Z")
+    for path in final.parent.iterdir():
+        match = pattern.match(path.name)
+        if match and not _alive(int(match[1])):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name != "posix":
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
