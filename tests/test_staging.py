@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgellm import artifact, staging
+from edgellm import artifact
 from edgellm.artifact import open_directory
 from edgellm.errors import OutputError, OutputExistsError
 from edgellm.staging import staged_directory, staged_file, write_error
@@ -88,7 +88,7 @@ def test_force_replaces_an_artifact_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
+        monkeypatch.setattr("edgellm.staging._exchange", lambda one, other: False)
     final = write_artifact(tmp_path / "out", b"old!")
     with staged_directory(final, force=True) as staging:
         write_artifact(staging, b"new!")

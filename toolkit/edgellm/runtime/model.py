@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from edgellm.artifact import Manifest
 from edgellm.errors import ContextOverflowError, SpecError
@@ -61,6 +61,20 @@ class Completion(Record):
     usage: Usage
 
 
+class Options(TypedDict, total=False):
+    """Keyword arguments of a generation; `Model.stream` says what they mean."""
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    seed: int | None
+    stop: Sequence[str]
+    cache_prompt: bool
+
+
 class Model:
     """A loaded model. Thread-safe: one generation runs at a time, others wait for it.
 
@@ -101,26 +115,10 @@ class Model:
         with self._exclusive():
             return len(self._encode(prompt))
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        cache_prompt: bool = True,
-    ) -> Completion:
-        """A whole generation; arguments and errors as in `stream`."""
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
+        """A whole generation; options, their defaults and errors as in `stream`."""
         text, ids = [], []
-        for piece in self.stream(
-            prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repeat_penalty=repeat_penalty, seed=seed, stop=stop, cache_prompt=cache_prompt,
-        ):  # fmt: skip
+        for piece in self.stream(prompt, **options):
             text.append(piece.text)
             ids += piece.token_ids
             if piece.finish_reason and piece.usage:
