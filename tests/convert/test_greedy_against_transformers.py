@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from edgellm.native.llama import LlamaBatcher, LlamaModel, LlamaOptions
+from edgellm.native.llama import LlamaModel, LlamaOptions
 from edgellm.protocols import Feed, SamplingParams
 from tests.convert.conftest import OfType
 from tests.support import oracle
@@ -72,22 +72,21 @@ print(json.dumps([prompts, list(zip(*drawn)), list(zip(*gaps))]))
     return Reference(*answer)
 
 
-def greedy(batcher: LlamaBatcher, prompt: list[int]) -> list[int]:
-    """N_TOKENS ids, drawn one at a time after an empty cache; nothing ends it early."""
-    batcher.free(0)
-    drawn: list[int] = []
-    feed = prompt
-    for _ in range(N_TOKENS):
-        drawn += batcher.step([Feed(sequence=0, tokens=feed, sampling=SamplingParams())])[0].tokens
-        feed = drawn[-1:]
-    return drawn
-
-
 def all_greedy(path: Path, options: LlamaOptions, prompts: list[list[int]]) -> list[list[int]]:
+    """N_TOKENS ids after each prompt, drawn for all prompts together in sequences of their own; nothing ends early."""
     model = LlamaModel(path, options)
-    batcher = model.open(context=256)
+    batcher = model.open(n_sequences=len(prompts), context=128)
+    drawn: list[list[int]] = [[] for _ in prompts]
+    feeds = prompts
     try:
-        return [greedy(batcher, prompt) for prompt in prompts]
+        for _ in range(N_TOKENS):
+            step = batcher.step(
+                [Feed(sequence=i, tokens=tokens, sampling=SamplingParams()) for i, tokens in enumerate(feeds)]
+            )
+            for ids, sampled in zip(drawn, step, strict=True):
+                ids += sampled.tokens
+            feeds = [ids[-1:] for ids in drawn]
+        return drawn
     finally:
         batcher.close()
         model.close()

@@ -102,7 +102,11 @@ def test_the_one_that_fits_is_found(choice: Choice, name: str) -> None:
     assert re.fullmatch(r"same token ids as tokenizers on \d+ texts \(\d+ tokens\)", evidence)
 
 
-def test_where_none_fits_the_error_names_the_nearest_and_the_first_difference(choice: Choice) -> None:
+def test_where_none_fits_the_error_names_the_nearest_and_the_first_difference(
+    choice: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With five candidates: each costs a child process."""
+    monkeypatch.setattr(tokenizer, "CANDIDATES", ("smollm", "llama-bpe", "qwen2", "gpt-2", "falcon"))
     with pytest.raises(UnsupportedError) as caught:
         choice.choose(PRE_TOKENIZERS["invented"])
     message = str(caught.value)

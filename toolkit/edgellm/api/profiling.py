@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from edgellm import artifact, machine, staging, workload
 from edgellm import report as reporting
 from edgellm.api import launch, models
-from edgellm.errors import ArtifactError
+from edgellm.errors import ArtifactError, OutputError
 from edgellm.formats.records import MAX_RECORD_BYTES, read_bounded, replace
 from edgellm.profiler import measure as measuring
 from edgellm.profiler import run as running
@@ -114,6 +115,22 @@ class _Subject:
         if not moments:
             raise ArtifactError(f"{self._opened.path}: generated nothing")
         return measuring.Timeline(start_s=started, token_s=moments, n_prompt=n_prompt)
+
+
+def check_report_place(path: Path) -> None:
+    """Refuse early, before minutes of measuring, what `write_report` would refuse at the end.
+
+    Raises:
+        OutputError: the directory is not there or may not be written, or the name is a directory.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory", hint="give the name of a file with -o")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path}: there is no directory {path.parent}", hint="make it first, or choose another -o"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path}: {path.parent} may not be written", hint="choose another -o")
 
 
 def write_report(report: Report, path: Path) -> None:

@@ -14,7 +14,6 @@ def main() -> None:
         from edgellm.cli.main import run
 
         code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # while starting or ending; `run` handles it in between
-        print("stopped", file=sys.stderr)
+    except KeyboardInterrupt:  # while importing, or while an error is being said
         code = 130
     sys.exit(code)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import context_option, threads_option
+from edgellm.cli.common import context_option, show, threads_option
 from edgellm.cli.sampling import sampling_options
 
 _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
@@ -41,9 +41,7 @@ def command(
                 f"{artifact} has no chat template", hint=f"use: edgellm run --raw {artifact} TEXT"
             )
         if sys.stdin.isatty():
-            click.echo(
-                f"{model.manifest.model} {model.manifest.quant}, context {model.context}. {_HELP}", err=True
-            )
+            show(f"{model.manifest.model} {model.manifest.quant}, context {model.context}. {_HELP}", err=True)
         messages = list(opening)
         while (line := _read_line()) is not None:
             if line == "/exit":
@@ -59,10 +57,14 @@ def command(
 
 def _read_line() -> str | None:
     try:
-        return input("> " if sys.stdin.isatty() else "")
+        line = input("> " if sys.stdin.isatty() else "")
+        line.encode()  # Python may have let bytes through that are not UTF-8
+        return line
     except (EOFError, KeyboardInterrupt):
         click.echo(err=True)
         return None
+    except UnicodeError as err:
+        raise click.UsageError(f"standard input is not UTF-8 text: {err}") from err
 
 
 def _answer(

@@ -31,6 +31,16 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+def printable(text: str) -> str:
+    """Text in which control characters of foreign names are written out: they must not move the cursor or add lines."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def show(text: str, *, err: bool = False) -> None:
+    """Lines of words for the terminal, on stdout or stderr, with control characters written out."""
+    click.echo("\n".join(map(printable, text.split("\n"))), err=err)
+
+
 ProgressCallback = Callable[[str, int, int], None]
 _STAGES = {"convert": "converting", "verify": "comparing with the source", "hash": "checking hashes"}
 

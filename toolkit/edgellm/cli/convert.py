@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import FiniteRange, context_option, json_option, print_json, progress_bars
+from edgellm.cli.common import FiniteRange, context_option, json_option, print_json, progress_bars, show
 
 
 @click.command("convert")
@@ -89,7 +89,7 @@ def command(
     from edgellm.cli.words import artifact_lines
 
     for line in artifact_lines(artifact):
-        click.echo(line)
+        show(line)
 
 
 def _show_plan(plan: object, *, as_json: bool) -> None:
@@ -109,12 +109,12 @@ def _show_plan(plan: object, *, as_json: bool) -> None:
             }
         )
         return
-    click.echo(
+    show(
         f"would write {plan.output}: {plan.recipe.quant} for {plan.target.id}, {format_bytes(plan.needed_bytes)}"
     )
     for step in plan.recipe.steps:
-        click.echo(f"  {step}")
+        show(f"  {step}")
     for reason in plan.recipe.reasons:
-        click.echo(f"  {reason.choice}: {reason.because}")
+        show(f"  {reason.choice}: {reason.because}")
     for warning in plan.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        show(f"warning: {warning}", err=True)

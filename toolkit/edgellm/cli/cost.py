@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import FiniteRange, json_option, print_json
+from edgellm.cli.common import FiniteRange, json_option, print_json, show
 
 
 @click.command("cost")
@@ -81,4 +81,4 @@ def command(
     if as_json:
         print_json(ledger)
     else:
-        click.echo(cost.render_text(ledger), nl=False)
+        show(cost.render_text(ledger).rstrip("\n"))

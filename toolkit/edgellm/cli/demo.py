@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import json_option, print_json, progress_bars, status_line
+from edgellm.cli.common import json_option, print_json, progress_bars, show, status_line
 
 
 @click.command("demo")
@@ -36,7 +36,7 @@ def command(output: Path, as_json: bool) -> None:
 
     def say(step: str, text: str) -> None:
         if not as_json:
-            click.echo(f"{step:<9}{text}")
+            show(f"{step:<9}{text}")
 
     demo.prepare(output)
     artifacts = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgellm.cli.common import json_option, print_json
+from edgellm.cli.common import json_option, print_json, show
 
 
 @click.command("doctor")
@@ -29,9 +29,9 @@ def command(model: str, decode_only: bool, as_json: bool) -> None:
         print_json([to_builtins(finding) for finding in findings])
     else:
         for finding in findings:
-            click.echo(f"{finding.state:<8} {finding.subject}: {finding.found}")
+            show(f"{finding.state:<8} {finding.subject}: {finding.found}")
             if finding.remedy:
-                click.echo(f"         do: {finding.remedy}")
+                show(f"         do: {finding.remedy}")
     broken = [finding.subject for finding in findings if finding.state == "broken"]
     if broken:
         raise BackendError(f"not working: {', '.join(broken)}", hint="see the lines above")

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from edgellm import __version__
+from edgellm.cli.common import printable
 from edgellm.errors import EXIT_INTERRUPTED, EXIT_USAGE, EdgeLLMError, OutputError
 
 COMMANDS = {
@@ -30,6 +31,14 @@ COMMANDS = {
     "completion": "Print the shell completion script.",
 }
 HIDDEN = ("_tokenize", "_decode", "_measure")
+
+
+class _ReaderGoneError(Exception):
+    """Nobody reads our standard output any more."""
+
+
+class _StoppedError(Exception):
+    """Ctrl-C."""
 
 
 class LazyGroup(click.Group):
@@ -57,6 +66,14 @@ class LazyGroup(click.Group):
             raise unknown(args[0], list(COMMANDS), "command")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as err:  # click would end with exit code 1
+            raise _ReaderGoneError from err
+        except KeyboardInterrupt as err:  # click would print an empty line
+            raise _StoppedError from err
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -78,6 +95,7 @@ def run(argv: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     as_json = "--json" in argv or (bool(argv) and argv[0] in HIDDEN)
     try:
+        _check_text(argv)
         code = group.main(args=list(argv), prog_name="edgellm", standalone_mode=False)
         sys.stdout.flush()
     except EdgeLLMError as err:
@@ -88,10 +106,10 @@ def run(argv: Sequence[str]) -> int:
     except click.UsageError as err:
         where = err.ctx.command_path if err.ctx else "edgellm"
         return _say(_usage(err.format_message(), f"see: {where} --help"), as_json=as_json)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped", err=True)
+    except (KeyboardInterrupt, _StoppedError, click.Abort):
+        click.echo("\nstopped" if sys.stderr.isatty() else "stopped", err=True)  # a terminal shows ^C before
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, _ReaderGoneError):  # whoever read our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as err:
@@ -122,15 +140,19 @@ def _say(err: EdgeLLMError, *, as_json: bool) -> int:
         envelope: dict[str, Any] = {"type": type(err).__name__, "message": err.message, "hint": err.hint}
         click.echo(json.dumps({"error": {**envelope, "exit_code": err.exit_code}}), err=True)
     else:
-        click.echo(f"error: {_one_line(err.message)}", err=True)
+        click.echo(f"error: {printable(err.message)}", err=True)
         if err.hint:
-            click.echo(f"hint: {_one_line(err.hint)}", err=True)
+            click.echo(f"hint: {printable(err.hint)}", err=True)
     return err.exit_code
 
 
-def _one_line(text: str) -> str:
-    """Control characters from foreign names must not move the cursor or add lines."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+def _check_text(argv: Sequence[str]) -> None:
+    """Names and prompts go into JSON files and to tokenizers, which know only Unicode."""
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise _usage(f"argument is not UTF-8: {argument}", "give the file or text in UTF-8") from None
 
 
 def _terminate(number: int, _: FrameType | None) -> None:

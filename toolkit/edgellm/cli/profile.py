@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import json_option, print_json, status_line, threads_option
+from edgellm.cli.common import json_option, print_json, show, status_line, threads_option
 
 
 @click.command("profile")
@@ -42,9 +42,11 @@ def command(
     missing, with the reason.
     """
     from edgellm import api
-    from edgellm.api.profiling import DEFAULT_WORKLOADS, write_report
+    from edgellm.api.profiling import DEFAULT_WORKLOADS, check_report_place, write_report
     from edgellm.profiler.render import render_text
 
+    if output is not None:
+        check_report_place(output)
     with status_line() as status:
         report = api.profile(
             artifact,
@@ -59,6 +61,6 @@ def command(
     if as_json:
         print_json(report)
         return
-    click.echo(render_text(report), nl=False)
+    show(render_text(report).rstrip("\n"))
     if output is not None:
         click.echo(f"report: {output}", err=True)

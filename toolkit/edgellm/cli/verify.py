@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import FiniteRange, json_option, print_json, progress_bars
+from edgellm.cli.common import FiniteRange, json_option, print_json, progress_bars, show
 
 
 @click.command("verify")
@@ -58,6 +58,6 @@ def command(
         if n_files
         else "a plain GGUF: its structure is sound; no manifest, so no hashes"
     )
-    click.echo(f"{opened.path}: {said}")
+    show(f"{opened.path}: {said}")
     if receipt:
-        click.echo(receipt_line(receipt))
+        show(receipt_line(receipt))

@@ -17,6 +17,7 @@ from edgellm.checkpoint import Checkpoint
 from edgellm.convert import architectures, mixture, tokenizer, writer
 from edgellm.convert import recipe as recipes
 from edgellm.convert.source import HeaderValue, Source, from_gguf
+from edgellm.errors import BadInputError
 from edgellm.formats import records
 from edgellm.shape import n_elements, tensor_bytes
 from edgellm.targets import Target
@@ -89,7 +90,7 @@ def convert(
 
     checkpoint = source.checkpoint
     with futures.ThreadPoolExecutor(1) as hashing, _one_line_io_errors(into):
-        parents = [(path, hashing.submit(artifact.sha256_file, path)) for path in checkpoint.files]
+        parents = [hashing.submit(_parent, path) for path in checkpoint.files]
         written = write_model(into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress)
         entries = [
             artifact.FileEntry(name="model.gguf", n_bytes=written.file_bytes, sha256=written.sha256),
@@ -97,10 +98,7 @@ def convert(
         if checkpoint.tokenizer_path:
             shutil.copyfile(checkpoint.tokenizer_path, into / "tokenizer.json")
             entries.append(artifact.entry_for(into / "tokenizer.json"))
-        parent_records = [
-            Parent(name=path.name, n_bytes=path.stat().st_size, sha256=digest.result())
-            for path, digest in parents
-        ]
+        parent_records = [parent.result() for parent in parents]
     return Manifest(
         schema=artifact.MANIFEST_SCHEMA,
         model=checkpoint.name,
@@ -173,6 +171,13 @@ def manifest_of_gguf(checkpoint: Checkpoint) -> Manifest:
         licence=checkpoint.licence,
         created_at=None,
     )
+
+
+def _parent(path: Path) -> Parent:
+    try:
+        return Parent(name=path.name, n_bytes=path.stat().st_size, sha256=artifact.sha256_file(path))
+    except OSError as err:
+        raise BadInputError(f"{path}: cannot be read: {err.strerror or err}") from err
 
 
 def _with_note(recipe: Recipe, note: str) -> Recipe:

@@ -11,6 +11,8 @@ from edgellm.convert.source import Source
 from edgellm.errors import SpecError
 from edgellm.formats import ggml_types
 from edgellm.formats.records import Record
+from edgellm.native.llama_options import KV_TYPES
+from edgellm.registry import unknown
 from edgellm.targets import Target
 from edgellm.units import format_bytes, format_count
 
@@ -50,15 +52,7 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
             )
         )
     context = _context(target, source, options, reasons)
-    kv_type = target.defaults.kv_type if options.kv_type == "auto" else options.kv_type.upper()
-    reasons.append(
-        Reason(
-            choice=f"kv_type {kv_type}",
-            because=target.why.get("kv_type", "the target's default")
-            if options.kv_type == "auto"
-            else "asked for",
-        )
-    )
+    kv_type = _kv_type(target, options, reasons)
     threads = target.defaults.threads
     if threads is not None:
         reasons.append(
@@ -104,9 +98,9 @@ def requantized(source: Source, types: dict[str, str]) -> list[str]:
 def _context(target: Target, source: Source, options: ConvertOptions, reasons: list[Reason]) -> int:
     trained = source.shape.context_train
     if options.context is not None:
-        if options.context > trained:
+        if not 1 <= options.context <= trained:
             raise SpecError(
-                f"context {options.context} is longer than the {trained} tokens this model was trained for",
+                f"context {options.context} is outside 1 to {trained}, the tokens this model was trained for",
                 hint=f"use --context {trained} or less",
             )
         reasons.append(Reason(choice=f"context {options.context}", because="asked for"))
@@ -117,6 +111,18 @@ def _context(target: Target, source: Source, options: ConvertOptions, reasons: l
         because = f"the model was trained for {trained} tokens"
     reasons.append(Reason(choice=f"context {context}", because=because))
     return context
+
+
+def _kv_type(target: Target, options: ConvertOptions, reasons: list[Reason]) -> str:
+    if options.kv_type == "auto":
+        kv_type: str = target.defaults.kv_type
+        because = target.why.get("kv_type", "the target's default")
+    else:
+        kv_type, because = options.kv_type.upper(), "asked for"
+    if kv_type not in KV_TYPES:
+        raise unknown(options.kv_type, list(KV_TYPES), "KV cache type")
+    reasons.append(Reason(choice=f"kv_type {kv_type}", because=because))
+    return kv_type
 
 
 def _check_fit(

@@ -195,6 +195,12 @@ class _Readers:
         self._open.clear()
 
     def read(self, path: Path, offset: int, n_bytes: int) -> ggml.Bytes:
+        try:
+            return self._read(path, offset, n_bytes)
+        except OSError as err:
+            raise BadInputError(f"{path}: cannot be read: {err.strerror or err}") from err
+
+    def _read(self, path: Path, offset: int, n_bytes: int) -> ggml.Bytes:
         with self._lock:
             fd = self._open.get(path)
             if fd is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgellm.errors import BackendError, SpecError, UnsupportedError
 from edgellm.native.llama_batcher import LlamaBatcher
-from edgellm.native.llama_library import binding_version, bindings, forget_errors, last_error
+from edgellm.native.llama_library import binding_version, bindings, failure, forget_errors
 from edgellm.native.llama_options import KV_TYPES, LlamaOptions
 from edgellm.protocols import Capabilities
 from edgellm.report import RuntimeInfo
@@ -43,9 +43,7 @@ class LlamaModel:
         forget_errors()
         self._model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
-            raise BackendError(
-                f"{path}: llama.cpp cannot load it: {last_error()}", hint="check it with: edgellm verify"
-            )
+            raise failure(f"{path}: llama.cpp cannot load it", hint="check it with: edgellm verify")
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.vocab_size: int = self._lib.llama_vocab_n_tokens(self._vocab)
         self.context_train: int = self._lib.llama_model_n_ctx_train(self._model)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
 from edgellm.formats import ggml_types
-from edgellm.native.llama_library import bindings, forget_errors, last_error
+from edgellm.native.llama_library import bindings, failure, forget_errors, last_error
 from edgellm.native.llama_options import FLASH_ATTENTION, LlamaOptions
 from edgellm.native.llama_sampler import Sampler
 from edgellm.protocols import Backend, Feed, FloatArray, Sampled
@@ -52,8 +52,8 @@ class LlamaBatcher:
         forget_errors()
         self._ctx = lib.llama_init_from_model(handle, params)
         if not self._ctx:
-            raise BackendError(
-                f"llama.cpp cannot make a context of {n_sequences} x {context} tokens: {last_error()}",
+            raise failure(
+                f"llama.cpp cannot make a context of {n_sequences} x {context} tokens",
                 hint="try a smaller --context or another KV type",
             )
         self._memory = lib.llama_get_memory(self._ctx)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import types
 from collections import deque
 
-from edgellm.errors import BackendUnavailable
+from edgellm.errors import BackendError, BackendUnavailable, EdgeLLMError, ResourceError
 from edgellm.native import library
 
 _LOG_WARNING = 3
+_OUT_OF_MEMORY = ("Cannot allocate memory", "failed to allocate", "unable to allocate")
 _errors: deque[str] = deque(maxlen=20)
 
 
@@ -22,6 +24,7 @@ def bindings() -> types.ModuleType:
         BackendUnavailable: it is not installed, or the native libraries do not load.
     """
     library.library_directory()
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger on this process
     try:
         from llama_cpp import llama_cpp as lib
     except (ImportError, OSError, RuntimeError, AttributeError) as err:
@@ -52,6 +55,14 @@ def last_error() -> str:
     """The last two lines that llama.cpp logged as warning or error."""
     lines = [line for line in _errors if line.strip(". ")]
     return " / ".join(lines[-2:]) if lines else "it gave no reason"
+
+
+def failure(message: str, *, hint: str) -> EdgeLLMError:
+    """An error with llama.cpp's own words; a ResourceError where they say that memory ran out."""
+    said = last_error()
+    if any(words in said for words in _OUT_OF_MEMORY):
+        return ResourceError(f"{message}: {said}", hint="try a smaller model or --context")
+    return BackendError(f"{message}: {said}", hint=hint)
 
 
 def _log(level: int, text: bytes, _: object) -> None:

@@ -1,0 +1,1 @@
+"""Being written by the owner of tests/cli (see OWNED)."""
