@@ -25,6 +25,12 @@ from edgellm.formats.gguf import read_gguf
 from tests.support.tiny_llama import write_tiny_llama
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine two threads wait for each other; no figure here depends on their number."""
+    monkeypatch.setattr(machine, "default_threads", lambda: 1)
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     return write_tiny_llama(tmp_path / "tiny", {"max_position_embeddings": 1024})
@@ -44,14 +50,23 @@ def test_a_hugging_face_directory_becomes_an_artifact(smollm2_hf: Path, tmp_path
         "manifest.json", "model.gguf", "receipt.json", "tokenizer.json"
     ]  # fmt: skip
     manifest = made.manifest
-    assert (manifest.quant, manifest.target, manifest.architecture, manifest.format) == ("Q8_0", "rpi5", "llama", "gguf")
+    assert (manifest.quant, manifest.target, manifest.architecture, manifest.format) == (
+        "Q8_0",
+        "rpi5",
+        "llama",
+        "gguf",
+    )
     assert manifest.n_params == 134_515_008
     assert manifest.bpw == pytest.approx(8.5, abs=0.05)
     assert manifest.file_bytes == (tmp_path / "out" / "model.gguf").stat().st_size
     assert manifest.recipe is not None
     assert manifest.recipe.context == 1024
     assert {entry.name for entry in manifest.files} == {"model.gguf", "tokenizer.json", "receipt.json"}
-    assert {parent.name for parent in manifest.parents} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {parent.name for parent in manifest.parents} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
     assert manifest.created_at is not None
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (smollm2_hf / "tokenizer.json").read_bytes()
     receipt = made.receipt
@@ -60,7 +75,10 @@ def test_a_hugging_face_directory_becomes_an_artifact(smollm2_hf: Path, tmp_path
     assert 0 < receipt.kl_mean < receipt.max_kl == 0.03
     assert receipt.top1_agreement > 0.9
     assert receipt.n_tokens == 2 * 255
-    assert receipt.reference_sha256 == hashlib.sha256((smollm2_hf / "model.safetensors").read_bytes()).hexdigest()
+    assert (
+        receipt.reference_sha256
+        == hashlib.sha256((smollm2_hf / "model.safetensors").read_bytes()).hexdigest()
+    )
     assert len(receipt.golden) == 3
     assert stages["convert"] == (manifest.n_params, manifest.n_params)
     assert stages["verify"][0] == stages["verify"][1] > 0
@@ -74,7 +92,9 @@ def test_the_reference_leaves_nothing_in_the_cache(tiny: Path, tmp_path: Path) -
     assert list(cache.iterdir()) == []
 
 
-def test_too_far_from_the_source_is_kept_as_rejected_and_has_no_final_name(tiny: Path, tmp_path: Path) -> None:
+def test_too_far_from_the_source_is_kept_as_rejected_and_has_no_final_name(
+    tiny: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(QualityError, match=r"kept as out\.rejected") as caught:
         api.convert(tiny, quant="Q4_0", output=out, verify="quick", max_kl=1e-9)
@@ -206,7 +226,10 @@ def test_an_artifact_can_be_the_source_of_another(tiny: Path, tmp_path: Path) ->
     assert digests["model.gguf"] in {parent.sha256 for parent in second.manifest.parents}
     files = [read_gguf(Path(made.model_path)) for made in (second, straight)]
     assert files[0].tensors == files[1].tensors
-    content = [Path(made.model_path).read_bytes()[f.data_offset :] for made, f in zip((second, straight), files, strict=True)]
+    content = [
+        Path(made.model_path).read_bytes()[f.data_offset :]
+        for made, f in zip((second, straight), files, strict=True)
+    ]
     assert content[0] == content[1]
 
 
@@ -239,10 +262,12 @@ def test_a_bad_checkpoint_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
-def test_a_disk_without_room_is_refused_before_the_work(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_refused_before_the_work(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(OutputError, match="free"):
         api.convert(tiny, quant="Q8_0", output=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

@@ -1,4 +1,4 @@
-"""The demo: the whole story in one command, once, in both its forms."""
+"""The demo, once: offline, from conversion to cost."""
 
 from __future__ import annotations
 
@@ -7,56 +7,56 @@ from pathlib import Path
 
 import pytest
 
-from edgellm import api
-from edgellm import report as reporting
-from edgellm.api import demo
-from edgellm.errors import OutputExistsError
-from edgellm.formats.records import from_builtins
+from edgellm import artifact, cost, report
+from edgellm.api.demo import Demo
+from edgellm.formats.records import from_json
 from tests.support.cli import edgellm, refused
 
 
-def test_the_demo_converts_verifies_answers_measures_and_prices(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_processor")
+def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    done = edgellm("demo", "--output", out, "--json", timeout_s=600)
+    done = edgellm("demo", "--json", "-o", out, timeout_s=580)
     assert done.returncode == 0, done.stderr
-    found = from_builtins(demo.Demo, json.loads(done.stdout), "stdout")
+    found = from_json(Demo, done.stdout.encode(), "demo")
+    assert set(json.loads(done.stdout)) == {
+        "artifacts", "question", "answer", "report", "report_path", "ledger",
+    }  # fmt: skip
     assert "Paris" in found.answer
-    assert [a.manifest.target for a in found.artifacts] == ["host", "rpi5"]
+    assert [made.manifest.target for made in found.artifacts] == ["host", "rpi5"]
     for made in found.artifacts:
-        assert made.receipt is not None
-        assert made.receipt.verdict == "pass"
-        api.verify(made.path)
-    assert reporting.read(Path(found.report_path).read_bytes(), "report") == found.report
-    assert {r.workload.id for r in found.report.results} == {"pp512", "tg128", "chat", "load", "memory"}
-    assert sorted(p.name for p in out.iterdir()) == [
-        demo.MARKER,
-        "report.json",
-        "smollm2-host",
-        "smollm2-rpi5",
-    ]
+        opened = artifact.open_directory(Path(made.path))
+        artifact.verify_hashes(opened)
+        assert opened.receipt is not None
+        assert opened.receipt.verdict == "pass"
+    path = Path(found.report_path)
+    assert report.read(path.read_bytes(), str(path)) == found.report
+    assert {result.workload.id for result in found.report.results} == {
+        "pp512",
+        "tg128",
+        "chat",
+        "load",
+        "memory",
+    }
+    assert isinstance(found.ledger, cost.Ledger)
+    assert found.ledger.report_id == found.report.report_id
+    assert found.ledger.comparison is not None
+    assert {made.name for made in out.iterdir()} == {
+        ".edgellm-demo", "report.json", "smollm2-host", "smollm2-rpi5",
+    }  # fmt: skip
+    assert [made.name for made in tmp_path.iterdir()] == ["demo"]
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("x")
-    error, hint = refused(73, "demo", "--output", tmp_path)
+def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    error, hint = refused(73, "demo", "-o", tmp_path)
     assert "not made by the demo" in error
     assert "--output" in hint
-    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_file_in_the_way_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("x")
-    with pytest.raises(OutputExistsError):
-        demo.prepare(path)
-    refused(73, "demo", "--output", path)
-    assert path.read_text() == "x"
-
-
-def test_a_directory_made_by_the_demo_or_empty_is_used_again(tmp_path: Path) -> None:
-    for _ in range(2):
-        demo.prepare(tmp_path / "demo")
-    (tmp_path / "demo" / "report.json").write_text("{}")
-    demo.prepare(tmp_path / "demo")
-    (tmp_path / "empty").mkdir()
-    demo.prepare(tmp_path / "empty")
+def test_a_place_that_cannot_be_a_directory_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    refused(74, "demo", "-o", tmp_path / "file" / "demo")
+    (tmp_path / "empty").touch()
+    assert refused(73, "demo", "-o", tmp_path / "empty")

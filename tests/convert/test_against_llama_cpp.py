@@ -40,8 +40,10 @@ def tensor_differences(ours: Path, theirs: Path) -> list[str]:
             found.append(f"{name}: {one.shape} {one.type_name}, theirs {other.shape} {other.type_name}")
             continue
         data = [m[t.offset : t.offset + t.n_bytes] for m, t in zip(maps, (one, other), strict=True)]
-        if not np.array_equal(*data):
-            found.append(f"{name}: {int((data[0] != data[1]).sum())} of {one.n_bytes} bytes of {one.type_name}")
+        if not np.array_equal(data[0], data[1]):
+            found.append(
+                f"{name}: {int((data[0] != data[1]).sum())} of {one.n_bytes} bytes of {one.type_name}"
+            )
     return found
 
 
@@ -79,7 +81,9 @@ def test_quantized_types_equal_llama_quantize(
 
 
 @pytest.mark.parametrize("quant", ["Q4_0", "Q4_K_M", "BF16"])
-def test_a_gguf_as_source_gives_the_file_of_llama_quantize(quant: str, by_llama_cpp: OfType, tmp_path: Path) -> None:
+def test_a_gguf_as_source_gives_the_file_of_llama_quantize(
+    quant: str, by_llama_cpp: OfType, tmp_path: Path
+) -> None:
     """From their GGUF the header has all their keys as well; llama-quantize only moves two of them to the end."""
     source = pipeline.read_source(open_checkpoint(by_llama_cpp("bf16")))
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
@@ -93,7 +97,9 @@ def test_a_gguf_as_source_gives_the_file_of_llama_quantize(quant: str, by_llama_
         path.unlink()
 
 
-@pytest.mark.parametrize(("n_workers", "slab_weights"), [(1, 1 << 19), (3, 1 << 19), (3, 1 << 12), (2, 1 << 24)])
+@pytest.mark.parametrize(
+    ("n_workers", "slab_weights"), [(1, 1 << 19), (3, 1 << 19), (3, 1 << 12), (2, 1 << 24)]
+)
 def test_threads_and_slabs_change_no_byte(
     smollm2_source: Source, n_workers: int, slab_weights: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

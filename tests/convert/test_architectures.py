@@ -17,7 +17,14 @@ from edgellm.checkpoint import open_checkpoint
 from edgellm.convert import architectures
 from edgellm.errors import BadInputError, UnsupportedError
 from tests.support import tiny_llama
-from tests.support.tiny_llama import Array, kl_divergence, our_logits, read_source, write_f32, write_tiny_llama
+from tests.support.tiny_llama import (
+    Array,
+    kl_divergence,
+    our_logits,
+    read_source,
+    write_f32,
+    write_tiny_llama,
+)
 
 IDS = np.random.default_rng(3).integers(3, 259, 96).tolist()
 EQUAL_NATS, WRONG_NATS = 1e-4, 1e-3
@@ -86,7 +93,9 @@ def test_rows_left_in_rotary_halves_are_noticed(cases: dict[str, Case], tensor: 
 def test_biases_left_in_rotary_halves_are_noticed(cases: dict[str, Case], tmp_path: Path) -> None:
     case = cases["attention_biases"]
     source = read_source(case.directory)
-    planned = tuple(t._replace(rotary_heads=0) if t.name.endswith("attn_q.bias") else t for t in source.tensors)
+    planned = tuple(
+        t._replace(rotary_heads=0) if t.name.endswith("attn_q.bias") else t for t in source.tensors
+    )
     wrong = write_f32(dataclasses.replace(source, tensors=planned), tmp_path / "model.gguf")
     assert kl_divergence(case.reference, our_logits(wrong, IDS)) > WRONG_NATS
 
@@ -95,14 +104,19 @@ def test_biases_left_in_rotary_halves_are_noticed(cases: dict[str, Case], tmp_pa
     ("name", "change"),
     [
         ("grouped_queries", {"rope_theta": 500000.0}),
-        ("grouped_queries", {"num_key_value_heads": 2, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+        (
+            "grouped_queries",
+            {"num_key_value_heads": 2, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        ),
         ("llama3_scaling", {"rope_scaling": None}),
         ("llama3_scaling", {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 8192}}),
         ("linear_scaling", {"rope_scaling": None}),
     ],
     ids=["other base", "scaling added", "llama3 left out", "llama3 of a longer context", "linear left out"],
 )
-def test_a_wrong_rope_is_noticed(cases: dict[str, Case], name: str, change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_wrong_rope_is_noticed(
+    cases: dict[str, Case], name: str, change: dict[str, Any], tmp_path: Path
+) -> None:
     wrong = write_tiny_llama(tmp_path / "wrong", {**VARIANTS[name], **change})
     seen = our_logits(write_f32(read_source(wrong), tmp_path / "model.gguf"), IDS)
     assert kl_divergence(cases[name].reference, seen) > WRONG_NATS
@@ -112,13 +126,20 @@ def test_shards_give_the_same_file_as_one_file(cases: dict[str, Case], tmp_path:
     files = [tmp_path / "one.gguf", tmp_path / "three.gguf"]
     for path, name in zip(files, ("grouped_queries", "sharded"), strict=True):
         source = read_source(cases[name].directory)
-        write_f32(dataclasses.replace(source, header={**source.header, "general.name": source.header["general.type"]}), path)
+        write_f32(
+            dataclasses.replace(
+                source, header={**source.header, "general.name": source.header["general.type"]}
+            ),
+            path,
+        )
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_tied_model_has_no_head_even_where_the_file_holds_one(tmp_path: Path) -> None:
     head = np.zeros((tiny_llama.VOCAB_SIZE, 64), dtype=np.float32)
-    directory = write_tiny_llama(tmp_path / "m", {"tie_word_embeddings": True}, tensors={"lm_head.weight": head})
+    directory = write_tiny_llama(
+        tmp_path / "m", {"tie_word_embeddings": True}, tensors={"lm_head.weight": head}
+    )
     assert "output.weight" not in read_source(directory).shape.tensors
 
 
@@ -164,7 +185,9 @@ def test_a_missing_tensor_is_named(tmp_path: Path, hf_name: str, gguf_name: str)
     assert gguf_name in refused(BadInputError, write_tiny_llama(tmp_path / "m", tensors={hf_name: None}))
 
 
-@pytest.mark.parametrize("name", ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_norm.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_norm.weight"]
+)
 def test_an_unknown_tensor_is_refused_by_name(tmp_path: Path, name: str) -> None:
     extra = {name: np.zeros((16,), dtype=np.float32)}
     assert name in refused(UnsupportedError, write_tiny_llama(tmp_path / "m", tensors=extra))
@@ -185,7 +208,9 @@ def test_an_unknown_tensor_is_refused_by_name(tmp_path: Path, name: str) -> None
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
-def test_a_config_that_cannot_be_converted(tmp_path: Path, config: dict[str, Any], kind: type[Exception], words: str) -> None:
+def test_a_config_that_cannot_be_converted(
+    tmp_path: Path, config: dict[str, Any], kind: type[Exception], words: str
+) -> None:
     directory = write_tiny_llama(tmp_path / "m")
     whole = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**whole, **config}))

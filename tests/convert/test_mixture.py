@@ -7,7 +7,6 @@ behind, so nothing large is read or written.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +79,11 @@ def llama_layer(model: Model) -> Shapes:
         "attn_output.weight": (size, model.n_heads * head),
     }  # fmt: skip
     if not experts:
-        return layer | {"ffn_gate.weight": (hidden, size), "ffn_up.weight": (hidden, size), "ffn_down.weight": (size, hidden)}
+        return layer | {
+            "ffn_gate.weight": (hidden, size),
+            "ffn_up.weight": (hidden, size),
+            "ffn_down.weight": (size, hidden),
+        }
     return layer | {
         "ffn_gate_inp.weight": (experts, size), "ffn_gate_exps.weight": (experts, hidden, size),
         "ffn_up_exps.weight": (experts, hidden, size), "ffn_down_exps.weight": (experts, size, hidden),
@@ -112,11 +115,21 @@ def mamba_layer(model: Model) -> Shapes:
 
 def rwkv_layer(model: Model) -> Shapes:
     size = model.width
-    mixes = {f"time_mix_{part}.weight": (size, size) for part in ("key", "value", "receptance", "gate", "output")}
-    small: Shapes = {"time_mix_w1.weight": (160, size), "time_mix_w2.weight": (5, size, 32), "time_mix_first.weight": (64, 64)}
+    mixes = {
+        f"time_mix_{part}.weight": (size, size) for part in ("key", "value", "receptance", "gate", "output")
+    }
+    small: Shapes = {
+        "time_mix_w1.weight": (160, size),
+        "time_mix_w2.weight": (5, size, 32),
+        "time_mix_first.weight": (64, 64),
+    }
     small |= {"time_mix_decay_w1.weight": (64, size), "time_mix_lerp_fused.weight": (5, 1, 1, size)}
     small |= {"attn_norm.weight": (size,), "time_mix_ln.weight": (size,)}
-    return mixes | small | {"channel_mix_key.weight": (model.hidden, size), "channel_mix_value.weight": (size, model.hidden)}
+    return (
+        mixes
+        | small
+        | {"channel_mix_key.weight": (model.hidden, size), "channel_mix_value.weight": (size, model.hidden)}
+    )
 
 
 STYLES: dict[str, Callable[[Model], Shapes]] = {
@@ -175,7 +188,9 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def types_by_llama_quantize(path: Path, name: str) -> dict[str, str]:
     """Tensor -> type, from the lines of a dry run; a line without a new type means that the type stays."""
     lines = oracle.tool("llama-quantize", "--dry-run", path, name).stderr.splitlines()
-    found = {match[1]: (match[3] or match[2]).upper() for line in lines if (match := _LINE.match(line.strip()))}
+    found = {
+        match[1]: (match[3] or match[2]).upper() for line in lines if (match := _LINE.match(line.strip()))
+    }
     assert found, lines[-5:]
     return found
 
@@ -197,7 +212,7 @@ def test_a_sparse_model_takes_no_disk(tmp_path: Path) -> None:
     model = MODELS["llama_70b"]
     path = write_sparse(tmp_path / "m.gguf", "llama", model.metadata(), model.shapes())
     assert path.stat().st_size > 100 * 1024**3
-    assert os.stat(path).st_blocks * 512 < 1024**2
+    assert path.stat().st_blocks * 512 < 1024**2
 
 
 def test_all_mixes_are_compared() -> None:
@@ -252,7 +267,9 @@ NAMES = st.sampled_from([
 
 
 @given(
-    tensors=st.dictionaries(NAMES, st.lists(DIMENSIONS, min_size=1, max_size=3).map(tuple), min_size=1, max_size=12),
+    tensors=st.dictionaries(
+        NAMES, st.lists(DIMENSIONS, min_size=1, max_size=3).map(tuple), min_size=1, max_size=12
+    ),
     name=st.sampled_from(list(mixture.QUANTS)),
     architecture=st.sampled_from(["llama", "falcon", "qwen2"]),
     n_experts=st.sampled_from([0, 4, 8]),

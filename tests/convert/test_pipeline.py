@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 from pathlib import Path
 
 import pytest
@@ -41,12 +41,21 @@ def test_files_and_manifest_of_a_conversion(tiny: Path, tmp_path: Path) -> None:
     assert file.get("general.file_type", int, None) == 2
     assert file.get("tokenizer.ggml.pre", str, None) == "gpt-2"
     assert (manifest.quant, manifest.target, manifest.n_params) == ("Q4_0", "rpi5", source.shape.n_params)
-    assert manifest.bpw == pytest.approx(8 * sum(t.n_bytes for t in file.tensors.values()) / manifest.n_params)
+    assert manifest.bpw == pytest.approx(
+        8 * sum(t.n_bytes for t in file.tensors.values()) / manifest.n_params
+    )
     assert manifest.recipe is not None
     assert manifest.recipe.reasons[-1].choice == "pre-tokenizer gpt-2"
     parents = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tiny.iterdir()}
     assert {parent.name: parent.sha256 for parent in manifest.parents} == parents
-    assert {"python", "edgellm", "llama-cpp-python", "gguf", "numpy", "tokenizers"} <= manifest.tool_versions.keys()
+    assert {
+        "python",
+        "edgellm",
+        "llama-cpp-python",
+        "gguf",
+        "numpy",
+        "tokenizers",
+    } <= manifest.tool_versions.keys()
 
 
 def test_the_vocabulary_is_padded_to_the_models_rows(tiny: Path) -> None:
@@ -94,8 +103,6 @@ def test_a_model_without_tokenizer_is_refused(tiny: Path) -> None:
 def test_a_tokenizer_that_cannot_be_converted(
     tiny: Path, change: dict[str, object], kind: type[Exception], words: str
 ) -> None:
-    import json
-
     (tiny / "tokenizer.json").write_text(json.dumps({**tokenizer_json(), **change}))
     with pytest.raises(kind, match=words):
         read_source(tiny)
@@ -118,7 +125,7 @@ def test_a_disk_that_fills_up_is_an_output_error(tiny: Path, tmp_path: Path) -> 
 def test_a_source_that_cannot_be_read_is_not_blamed_on_the_output(tiny: Path, tmp_path: Path) -> None:
     source = read_source(tiny)
     recipe = make_recipe(RPI5, source, ConvertOptions(quant="F32"))
-    os.remove(tiny / "model.safetensors")
+    (tiny / "model.safetensors").unlink()
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises((BadInputError, MissingInputError), match=r"model\.safetensors"):

@@ -14,16 +14,14 @@ import pytest
 
 from edgellm.api import launch
 from edgellm.checkpoint import open_checkpoint
-from edgellm.convert import hard_text, pipeline, tokenizer
+from edgellm.convert import hard_text, pipeline, tokenizer, writer
 from edgellm.convert.source import Source
 from edgellm.convert.tokenizer import Vocabulary
 from edgellm.errors import UnsupportedError
 from tests.support import tiny_llama
 from tests.support.gguf_files import byte_alphabet
 
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 INVENTED = r"\p{L}{1,2}|\p{N}|\s|[^\s\p{L}\p{N}]"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -39,13 +37,25 @@ PRE_TOKENIZERS = {
     "gpt-2": BYTE_LEVEL,
     "llama-bpe": split_by(LLAMA3),
     "qwen2": split_by(QWEN2),
-    "smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
+    "smollm": {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL],
+    },
     "invented": split_by(INVENTED),
 }
 
 
 # Merges on which those differ: runs of digits, and a bracket with the line end after it.
-MERGES = (("1", "2"), ("12", "3"), ("123", "4"), (")", "\u010a"), ("t", "h"), ("\u0120", "t"), ("th", "e"), ("i", "n"))
+MERGES = (
+    ("1", "2"),
+    ("12", "3"),
+    ("123", "4"),
+    (")", "\u010a"),
+    ("t", "h"),
+    ("\u0120", "t"),
+    ("th", "e"),
+    ("i", "n"),
+)
 
 
 @dataclasses.dataclass
@@ -68,7 +78,7 @@ class Choice:
             source = dataclasses.replace(self.source, tensors=())
             path = self.folder / "trial.gguf"
             header = {**source.header, **self.vocabulary.header(pre, None)}
-            pipeline.writer.write_gguf(path, source, {}, header, n_workers=1)
+            writer.write_gguf(path, source, {}, header, n_workers=1)
             self.ids[pre] = launch.tokenize_file(path, texts)
             path.unlink()
         return self.ids[pre]
@@ -111,7 +121,8 @@ def test_where_none_fits_the_error_names_the_nearest_and_the_first_difference(
         choice.choose(PRE_TOKENIZERS["invented"])
     message = str(caught.value)
     assert "none of llama.cpp's pre-tokenizers" in message
-    assert re.search(r"the nearest, '[\w-]+', differs on \d+ of \d+ texts: on '.*' token \d+ is \[\d*\] there and \[\d*\]", message)
+    difference = r"on '.*' token \d+ is \[\d*\] there and \[\d*\]"
+    assert re.search(rf"the nearest, '[\w-]+', differs on \d+ of \d+ texts: {difference}", message)
     assert "\n" not in message
 
 

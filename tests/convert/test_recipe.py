@@ -35,7 +35,9 @@ def rpi5() -> Target:
 def big(tmp_path: Path, name: str) -> Source:
     model = MODELS[name]
     return pipeline.read_source(
-        open_checkpoint(write_sparse(tmp_path / f"{name}.gguf", model.architecture, model.metadata(), model.shapes()))
+        open_checkpoint(
+            write_sparse(tmp_path / f"{name}.gguf", model.architecture, model.metadata(), model.shapes())
+        )
     )
 
 
@@ -45,7 +47,9 @@ def because(recipe: Any, choice: str) -> str:
     return str(found[0])
 
 
-def test_a_small_model_gets_q8_0_and_the_reason_says_what_a_larger_one_would_get(tiny: Source, rpi5: Target) -> None:
+def test_a_small_model_gets_q8_0_and_the_reason_says_what_a_larger_one_would_get(
+    tiny: Source, rpi5: Target
+) -> None:
     assert tiny.shape.n_params < SMALL_MODEL_WEIGHTS
     recipe = make_recipe(rpi5, tiny, ConvertOptions())
     assert recipe.quant == "Q8_0"
@@ -53,7 +57,9 @@ def test_a_small_model_gets_q8_0_and_the_reason_says_what_a_larger_one_would_get
     assert rpi5.defaults.quant in because(recipe, "quant Q8_0")
 
 
-def test_a_larger_model_gets_the_targets_default_with_the_targets_reason(tmp_path: Path, rpi5: Target) -> None:
+def test_a_larger_model_gets_the_targets_default_with_the_targets_reason(
+    tmp_path: Path, rpi5: Target
+) -> None:
     source = big(tmp_path, "llama_tied")
     assert source.shape.n_params > SMALL_MODEL_WEIGHTS
     recipe = make_recipe(rpi5, source, ConvertOptions())
@@ -79,7 +85,9 @@ def test_an_asked_quant_is_used_and_said(tiny: Source, rpi5: Target) -> None:
 
 def test_tensors_that_fall_back_are_counted_with_their_width(tiny: Source, rpi5: Target) -> None:
     recipe = make_recipe(rpi5, tiny, ConvertOptions(quant="Q4_K_M"))
-    assert "64 weights" in because(recipe, "15 tensors in another type")  # all matrices but the head, a rule of its own
+    assert "64 weights" in because(
+        recipe, "15 tensors in another type"
+    )  # all matrices but the head, a rule of its own
 
 
 @pytest.mark.parametrize("name", ["Q4_K_X", "", "IQ2_XXS"])
@@ -128,7 +136,9 @@ def test_a_model_that_does_not_fit_is_refused_with_all_numbers(tmp_path: Path, r
 
 def test_a_longer_context_can_be_what_does_not_fit(tmp_path: Path, rpi5: Target) -> None:
     source = big(tmp_path, "llama_7b")
-    long = dataclasses.replace(source, shape=source.shape.__class__(**{**_fields(source), "context_train": 1 << 17}))
+    long = dataclasses.replace(
+        source, shape=source.shape.__class__(**{**_fields(source), "context_train": 1 << 17})
+    )
     assert make_recipe(rpi5, long, ConvertOptions(context=4096)).context == 4096
     with pytest.raises(SpecError, match="131072 tokens"):
         make_recipe(rpi5, long, ConvertOptions(context=1 << 17))

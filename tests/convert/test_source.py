@@ -23,7 +23,15 @@ def planned(name: str, shape: tuple[int, ...] = (2, 2), rotary_heads: int = 0) -
 
 
 def test_tensors_stand_in_llama_cpps_order() -> None:
-    names = ["blk.10.a", "blk.2.b", "token_embd.weight", "blk.2.a", "output.weight", "blk.0.z", "rope_freqs.weight"]
+    names = [
+        "blk.10.a",
+        "blk.2.b",
+        "token_embd.weight",
+        "blk.2.a",
+        "output.weight",
+        "blk.0.z",
+        "rope_freqs.weight",
+    ]
     ordered = [t.name for t in in_file_order([planned(name) for name in names])]
     assert ordered == [
         "output.weight", "rope_freqs.weight", "token_embd.weight", "blk.0.z", "blk.2.a", "blk.2.b", "blk.10.a"
@@ -83,11 +91,19 @@ def test_another_alignment_is_not_promised(tmp_path: Path) -> None:
     """We align to 32 bytes whatever the source did, so its `general.alignment` must not be carried over."""
     plain = read_source(write_tiny_llama(tmp_path / "m"))
     writer = gguf.GGUFWriter(tmp_path / "first.gguf", "llama")
-    for key in ("llama.block_count", "llama.context_length", "llama.embedding_length", "llama.attention.head_count"):
+    for key in (
+        "llama.block_count",
+        "llama.context_length",
+        "llama.embedding_length",
+        "llama.attention.head_count",
+    ):
         writer.add_uint32(key, plain.header[key].value)
     writer.add_vocab_size(4)
     writer.add_custom_alignment(256)
-    tensors = {name: np.full((n, 8), i, dtype=np.float32) for i, (name, n) in enumerate({"a": 3, "b": 5, "c": 7}.items())}
+    tensors = {
+        name: np.full((n, 8), i, dtype=np.float32)
+        for i, (name, n) in enumerate({"a": 3, "b": 5, "c": 7}.items())
+    }
     for name, values in tensors.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -105,7 +121,9 @@ def test_another_alignment_is_not_promised(tmp_path: Path) -> None:
 
 
 def test_the_parts_of_a_split_leave_no_trace(tmp_path: Path) -> None:
-    path = gguf_files.write_model(tmp_path / "m.gguf", metadata={"split.count": ("UINT16", 1), "split.no": ("UINT16", 0)})
+    path = gguf_files.write_model(
+        tmp_path / "m.gguf", metadata={"split.count": ("UINT16", 1), "split.no": ("UINT16", 0)}
+    )
     assert not [key for key in from_gguf(open_checkpoint(path)).header if key.startswith("split.")]
 
 

@@ -83,12 +83,31 @@ def bytes_without_token(smollm2_hf: Path) -> frozenset[int]:
 def hostile_strings() -> list[str]:
     """Random code points of all planes, assigned or not, and every kind of space and control character."""
     rng = random.Random(5)
-    spaces = [*range(1, 33), *range(127, 161), 0x1680, *range(0x2000, 0x2010), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000, 0xFEFF]
+    spaces = [
+        *range(1, 33),
+        *range(127, 161),
+        0x1680,
+        *range(0x2000, 0x2010),
+        0x2028,
+        0x2029,
+        0x202F,
+        0x205F,
+        0x3000,
+        0xFEFF,
+    ]
     made = []
     for _ in range(1500):
-        made.append("".join(chr(rng.choice(spaces)) if rng.random() < 0.5 else rng.choice("ab1'!s  ") for _ in range(6)))
+        made.append(
+            "".join(
+                chr(rng.choice(spaces)) if rng.random() < 0.5 else rng.choice("ab1'!s  ") for _ in range(6)
+            )
+        )
         planes = [(1, 0x3000), (1, 0xD800), (0xE000, 0x20000), (0x10000, 0x110000)]
-        made.append("".join(chr(rng.randrange(*rng.choice(planes))) + rng.choice(("", " ", "a", "'")) for _ in range(6)))
+        made.append(
+            "".join(
+                chr(rng.randrange(*rng.choice(planes))) + rng.choice(("", " ", "a", "'")) for _ in range(6)
+            )
+        )
     return made
 
 
@@ -99,15 +118,21 @@ def test_there_are_enough_strings_and_they_are_varied() -> None:
 
 def test_llama_cpp_gives_the_ids_of_hugging_face(paths: Paths, reference: Reference) -> None:
     different = [
-        text for text in PLAIN if paths.llama_cpp.tokenize(text, add_special=False, parse_special=False) != reference.plain[text]
+        text
+        for text in PLAIN
+        if paths.llama_cpp.tokenize(text, add_special=False, parse_special=False) != reference.plain[text]
     ]
     assert different == []
 
 
 def test_our_tokenizer_gives_the_ids_of_hugging_face(paths: Paths, reference: Reference) -> None:
     for text in [*PLAIN, *hostile_strings(), *KNOWN_DIFFERENCES, *WITH_SPECIAL]:
-        assert paths.own.encode(text, add_special=False, parse_special=False) == reference.plain[text], ascii(text)
-        assert paths.own.encode(text, add_special=False, parse_special=True) == reference.parsed[text], ascii(text)
+        assert paths.own.encode(text, add_special=False, parse_special=False) == reference.plain[text], ascii(
+            text
+        )
+        assert paths.own.encode(text, add_special=False, parse_special=True) == reference.parsed[text], ascii(
+            text
+        )
 
 
 def test_llama_cpp_differs_only_where_a_byte_has_no_token(
@@ -118,7 +143,9 @@ def test_llama_cpp_differs_only_where_a_byte_has_no_token(
         if not bytes_without_token.isdisjoint(text.encode()):
             continue
         n_compared += 1
-        assert paths.llama_cpp.tokenize(text, add_special=False, parse_special=False) == reference.plain[text], ascii(text)
+        assert (
+            paths.llama_cpp.tokenize(text, add_special=False, parse_special=False) == reference.plain[text]
+        ), ascii(text)
     assert n_compared > 1000
 
 
@@ -128,7 +155,9 @@ def test_the_known_differences_are_as_listed(
     for text, (theirs, llama_cpp) in KNOWN_DIFFERENCES.items():
         assert not bytes_without_token.isdisjoint(text.encode())
         assert reference.plain[text] == theirs, ascii(text)
-        assert paths.llama_cpp.tokenize(text, add_special=False, parse_special=False) == llama_cpp, ascii(text)
+        assert paths.llama_cpp.tokenize(text, add_special=False, parse_special=False) == llama_cpp, ascii(
+            text
+        )
 
 
 def test_which_bytes_have_no_token(bytes_without_token: frozenset[int]) -> None:
@@ -137,7 +166,9 @@ def test_which_bytes_have_no_token(bytes_without_token: frozenset[int]) -> None:
 
 
 @pytest.mark.parametrize("text", WITH_SPECIAL)
-def test_special_tokens_are_parsed_when_asked_and_only_then(paths: Paths, reference: Reference, text: str) -> None:
+def test_special_tokens_are_parsed_when_asked_and_only_then(
+    paths: Paths, reference: Reference, text: str
+) -> None:
     for parse, wanted in ((True, reference.parsed[text]), (False, reference.plain[text])):
         assert paths.llama_cpp.tokenize(text, add_special=False, parse_special=parse) == wanted
         assert paths.own.encode(text, add_special=False, parse_special=parse) == wanted
@@ -156,4 +187,7 @@ def test_no_bos_is_added(paths: Paths) -> None:
     assert paths.llama_cpp.add_bos is False
     assert paths.llama_cpp.bos_id == 1
     for tokenize in (paths.llama_cpp.tokenize, paths.own.encode):
-        assert tokenize("Hello", add_special=True, parse_special=False) == tokenize("Hello", add_special=False, parse_special=False)
+        with_special, without = (
+            tokenize("Hello", add_special=add, parse_special=False) for add in (True, False)
+        )
+        assert with_special == without

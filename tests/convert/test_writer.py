@@ -59,7 +59,9 @@ def test_the_package_gguf_reads_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinity_are_refused_with_the_tensors_name(tmp_path: Path, dtype: str, kind: str, value: float) -> None:
+def test_nan_and_infinity_are_refused_with_the_tensors_name(
+    tmp_path: Path, dtype: str, kind: str, value: float
+) -> None:
     weights = np.full((96, 64), 0.5, dtype=TYPES[dtype])
     weights[41, 3] = value
     directory = write_tiny_llama(tmp_path / "m", dtype=dtype, tensors={NAME: weights})
@@ -132,6 +134,6 @@ def test_progress_counts_every_weight_once(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path) -> None:
     writer.check_free_space(tmp_path / "not" / "there", 1)
-    with pytest.raises(OutputError, match="needed, .* free") as caught:
+    with pytest.raises(OutputError, match=r"needed, .* free") as caught:
         writer.check_free_space(tmp_path / "not" / "there", 1 << 60)
     assert caught.value.hint

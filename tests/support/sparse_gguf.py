@@ -33,9 +33,9 @@ def write_sparse(
         writer.add_key_value(f"{architecture}.{key}", value, kind, sub_type=sub_type)
     data_bytes = 0
     for name, shape in shapes.items():
-        kind, size = (VECTOR_TYPE, 4) if len(shape) == 1 else (MATRIX_TYPE, 2)
+        stored, size = (VECTOR_TYPE, 4) if len(shape) == 1 else (MATRIX_TYPE, 2)
         n_bytes = size * int(np.prod(shape, dtype=np.int64))
-        writer.add_tensor_info(name, list(shape), np.dtype(np.float16), n_bytes, raw_dtype=kind)
+        writer.add_tensor_info(name, list(shape), np.dtype(np.float16), n_bytes, raw_dtype=stored)
         data_bytes += n_bytes + -n_bytes % 32
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

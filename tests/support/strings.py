@@ -26,7 +26,8 @@ FAMILIES = (
 )  # fmt: skip
 WORDS = (
     "the", "Hello", "WORLD", "don't", "I'll", "she'd", "we've", "they're", "it's", "O'Brien", "naïve", "co-op", "e.g.", "3rd",
-    "über", "été", "привет", "мир", "Ελλάδα", "مرحبا", "שלום", "नमस्ते", "สวัสดี", "你好", "世界", "こんにちは", "안녕", "tiếng", "Việt",
+    "über", "été", "привет", "мир", "Ελλάδα", "مرحبا", "שלום", "नमस्ते", "สวัสดี", "你好", "世界", "こんにちは", "안녕",
+    "tiếng", "Việt",
 )  # fmt: skip
 CODE = (
     "def f(x):\n    return x**2  # squared\n", "for(int i=0;i<n;++i){a[i]+=b[i];}", "x = {'a': [1, 2.5, None]}",
@@ -42,7 +43,24 @@ LOOKALIKES = (
     "<|im_start|", "<im_end>", "<| im_end |>", "<|im_end", "|im_start|>", "<|IM_START|>", "<<|endoftext>", "<|end of text|>",
     "< |im_end|>", "<|im_\u200bend|>",
 )  # fmt: skip
-SPACES = (" ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", " \n", "\n ", "\t\t", "\u00a0", "\u2003", "\u3000", "\v", "\f", " \t \n")
+SPACES = (
+    " ",
+    "  ",
+    "   ",
+    "\t",
+    "\n",
+    "\n\n",
+    "\r\n",
+    " \n",
+    "\n ",
+    "\t\t",
+    "\u00a0",
+    "\u2003",
+    "\u3000",
+    "\v",
+    "\f",
+    " \t \n",
+)
 
 
 def varied_strings(n_per_kind: int = 90) -> list[str]:
@@ -62,7 +80,9 @@ def varied_strings(n_per_kind: int = 90) -> list[str]:
             "".join(word + rng.choice(SPACES) for word in pick(WORDS, 1, 10)),
             "".join(pick(SPACES, 1, 8)),
             rng.choice(SPACES) + " ".join(pick(CODE, 1, 2)) + rng.choice(SPACES),
-            "".join(pick("0123456789", 1, 20)) + rng.choice(("", ".", ",", " ", "-", "x")) + "".join(pick("0123456789", 0, 9)),
+            "".join(pick("0123456789", 1, 20))
+            + rng.choice(("", ".", ",", " ", "-", "x"))
+            + "".join(pick("0123456789", 0, 9)),
             " ".join(str(rng.randrange(10 ** rng.randint(1, 12))) + rng.choice(WORDS) for _ in range(3)),
             "".join(pick(FAMILIES, 1, 5)) + rng.choice(WORDS),
             " ".join(pick(FAMILIES, 1, 4)),
@@ -72,7 +92,12 @@ def varied_strings(n_per_kind: int = 90) -> list[str]:
             "".join(pick(everything, 1, 30)),
             rng.choice(URLS) + rng.choice(SPACES) + rng.choice(URLS),
             rng.choice(LOOKALIKES) + rng.choice(WORDS) + rng.choice(LOOKALIKES),
-            "".join(rng.choice(("!", "?", "...", "-", "--", "'", '"', "(", ")", "'s", "’s", "«", "#", "@", "a", " ")) for _ in range(12)),
+            "".join(
+                rng.choice(
+                    ("!", "?", "...", "-", "--", "'", '"', "(", ")", "'s", "\u2019s", "«", "#", "@", "a", " ")
+                )
+                for _ in range(12)
+            ),
         ]
     return made
 

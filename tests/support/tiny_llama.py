@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def write_tiny_llama(
     *,
     dtype: str = "F32",
     n_shards: int = 1,
-    tensors: dict[str, Array | None] | None = None,
+    tensors: Mapping[str, Array | None] | None = None,
 ) -> Path:
     """Write config.json, safetensors and tokenizer.json.
 
@@ -60,12 +61,18 @@ def write_tiny_llama(
     (directory / "config.json").write_text(json.dumps(whole))
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
     (directory / "tokenizer_config.json").write_text(
-        json.dumps({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"})
+        json.dumps(
+            {
+                "bos_token": "<|im_start|>",
+                "eos_token": "<|im_end|>",
+                "tokenizer_class": "PreTrainedTokenizerFast",
+            }
+        )
     )
     if n_shards == 1:
         save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
         return directory
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(n_shards):
         shard = f"model-{i + 1:05}-of-{n_shards:05}.safetensors"
         part = dict(list(kept.items())[i::n_shards])
@@ -81,8 +88,17 @@ def random_tensors(config: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Ar
     rng = np.random.default_rng(7)
     size, hidden, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     width, kv_width = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    attention = {"q_proj": (width, size), "k_proj": (kv_width, size), "v_proj": (kv_width, size), "o_proj": (size, width)}
-    mlp = {"gate_proj": (hidden, size), "up_proj": (hidden, size), "down_proj": (size, hidden)}
+    attention: dict[str, tuple[int, ...]] = {
+        "q_proj": (width, size),
+        "k_proj": (kv_width, size),
+        "v_proj": (kv_width, size),
+        "o_proj": (size, width),
+    }
+    mlp: dict[str, tuple[int, ...]] = {
+        "gate_proj": (hidden, size),
+        "up_proj": (hidden, size),
+        "down_proj": (size, hidden),
+    }
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], size)}
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}."
@@ -135,7 +151,7 @@ def write_f32(source: Source, path: Path) -> Path:
 
 def our_logits(path: Path, ids: list[int]) -> Array:
     """(n_tokens, n_vocab) logits of a GGUF by llama.cpp, with an F32 cache and without flash attention."""
-    model = LlamaModel(path, LlamaOptions(n_threads=2, kv_type="F32", flash_attention="off"))
+    model = LlamaModel(path, LlamaOptions(n_threads=1, kv_type="F32", flash_attention="off"))
     batcher = model.open(context=len(ids))
     logits = batcher.step([Feed(sequence=0, tokens=ids, want="all")])[0].logits
     batcher.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from edgellm.checkpoint import Checkpoint
 from edgellm.convert import pipeline, quality, writer
 from edgellm.convert import recipe as recipes
 from edgellm.convert.source import Source
-from edgellm.errors import BadInputError, QualityError
+from edgellm.errors import BadInputError, OutputExistsError, QualityError
 from edgellm.formats.records import read_bounded, replace
 from edgellm.native.llama import LlamaOptions
 from edgellm.runtime.tokenizer import Tokenizer
@@ -287,13 +288,17 @@ def _staged(folder: Path, manifest: artifact.Manifest) -> Artifact:
 
 
 def _keep_rejected(folder: Path, final: Path, receipt: Receipt) -> None:
-    import shutil
-
     rejected = final.with_name(f"{final.name}.rejected")
-    shutil.rmtree(rejected, ignore_errors=True)
-    folder.replace(rejected)
+    try:
+        staging.check_output_free(rejected, force=True)
+    except OutputExistsError:
+        kept = f"not kept, since {rejected.name} exists and is not an artifact"
+    else:
+        shutil.rmtree(rejected, ignore_errors=True)
+        folder.replace(rejected)
+        kept = f"kept as {rejected.name}"
     raise QualityError(
         f"{final}: KL divergence from {receipt.reference} is {receipt.kl_mean:.4f} nats per token, more than {receipt.max_kl}; "
-        f"kept as {rejected.name}",
+        f"{kept}",
         hint="choose a type with more bits, or allow more with --max-kl",
     )

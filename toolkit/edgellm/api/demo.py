@@ -38,7 +38,9 @@ def prepare(directory: Path) -> None:
     Raises:
         OutputExistsError: it holds something else.
     """
-    if directory.exists() and not (directory / MARKER).exists() and any(directory.iterdir()):
+    if directory.is_file() or (
+        directory.exists() and not (directory / MARKER).exists() and any(directory.iterdir())
+    ):
         raise OutputExistsError(
             f"{directory}: exists and was not made by the demo",
             hint="choose another place: edgellm demo --output DIR",
