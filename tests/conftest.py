@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,6 @@ def clean_environment(
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     for name in [name for name in os.environ if name.startswith("EDGELLM_")]:
         monkeypatch.delenv(name)
-    yield
 
 
 @pytest.fixture(scope="session")

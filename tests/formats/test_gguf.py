@@ -327,7 +327,7 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.parametrize("seed", range(300))
 def test_damaged_files_are_read_or_refused(write_gguf: WriteBytes, small_file: bytes, seed: int) -> None:
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     content = bytearray(small_file)
     n_header = len(content) - 9000 if seed % 2 else 700
     for _ in range(rng.randint(1, 4)):

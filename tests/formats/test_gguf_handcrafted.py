@@ -39,7 +39,7 @@ READ = ["HEADER_EMPTY", "KV_SUCCESS", "DATA_SUCCESS", "DATA_CUSTOM_ALIGN"]
 
 def handcrafted(case: str, seed: int) -> bytes:
     """The bytes that get_handcrafted_file writes for a case."""
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     stage = case.partition("_")[0]
     version = {"HEADER_BAD_VERSION_0": 0, "HEADER_BAD_VERSION_1": 1, "HEADER_BAD_VERSION_FUTURE": 4}.get(
         case, 3

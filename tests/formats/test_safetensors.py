@@ -195,7 +195,7 @@ def test_round_trip(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
 def test_damaged_files_are_read_or_refused_and_never_more_kindly_than_by_the_reference(
     tmp_path: Path, seed: int
 ) -> None:
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     arrays = {"w": np.ones((3, 2), np.float32), "b": np.ones(5, np.float16)}
     content = bytearray(save(arrays, {"format": "np"}))
     n_header = int.from_bytes(content[:8], "little")

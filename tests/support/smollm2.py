@@ -7,7 +7,6 @@ grid, quantizing to Q4_1 again would lose nothing, and comparing quantization ty
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -53,7 +52,7 @@ def write_checkpoint(source: Path, directory: Path) -> None:
     """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json."""
     reader = GGUFReader(source)
     save_file(_tensors(reader), directory / "model.safetensors", metadata={"format": "pt"})
-    os.chmod(directory / "model.safetensors", 0o644)
+    (directory / "model.safetensors").chmod(0o644)
 
     def field(key: str) -> Any:
         return reader.fields[key].contents()
