@@ -205,3 +205,14 @@ def test_the_licence_of_the_model_card(tiny: Path, card: str | None, expected: s
     if card is not None:
         (tiny / "README.md").write_text(card)
     assert open_checkpoint(tiny).licence == expected
+
+
+def test_a_model_card_that_is_a_pipe_is_not_waited_for(tiny: Path) -> None:
+    os.mkfifo(tiny / "README.md")
+    assert open_checkpoint(tiny).licence is None
+
+
+@pytest.mark.parametrize("rows", [[{"name": [], "template": "x"}], [5, {"name": "tool"}], []])
+def test_odd_lists_of_chat_templates_give_none(tiny: Path, rows: list[Any]) -> None:
+    (tiny / "tokenizer_config.json").write_text(json.dumps({"chat_template": rows}))
+    assert open_checkpoint(tiny).chat_template is None

@@ -104,7 +104,10 @@ def test_force_does_not_replace_what_is_not_an_artifact(tmp_path: Path) -> None:
     file.write_bytes(b"text")
     link.symlink_to(write_artifact(tmp_path / "real"))
     for final in (folder, file, link):
-        with pytest.raises(OutputExistsError, match="not an artifact"), staged_directory(final, force=True):
+        with (
+            pytest.raises(OutputExistsError, match="--force does not replace it"),
+            staged_directory(final, force=True),
+        ):
             pytest.fail("the body ran")
     assert (folder / "cat.jpg").read_bytes() == b"cat"
     assert file.read_bytes() == b"text"
@@ -266,3 +269,86 @@ def test_write_errors_have_a_hint(number: int) -> None:
     assert str(error) == f"out: cannot be written: {os.strerror(number)}"
     assert error.hint
     assert write_error(Path("out"), OSError("odd")).hint is None
+
+
+def test_a_folder_that_merely_has_a_manifest_is_not_replaced(tmp_path: Path) -> None:
+    """A web page's manifest.json does not make its folder one of ours."""
+    page = tmp_path / "webapp"
+    page.mkdir()
+    (page / "manifest.json").write_text('{"name": "my page"}')
+    (page / "code.js").write_text("precious")
+    with (
+        pytest.raises(OutputExistsError, match="holds more than an artifact"),
+        staged_directory(page, force=True),
+    ):
+        pass
+    assert (page / "code.js").read_text() == "precious"
+
+
+def test_an_artifact_with_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
+    final = write_artifact(tmp_path / "out")
+    (final / "report.json").write_text("mine")
+    with (
+        pytest.raises(OutputExistsError, match="holds more than an artifact"),
+        staged_directory(final, force=True),
+    ):
+        pass
+    assert (final / "report.json").read_text() == "mine"
+
+
+def test_what_appears_while_converting_is_looked_at_again(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+
+    def convert() -> None:
+        with staged_directory(final, force=True) as folder:
+            write_artifact(folder)
+            final.mkdir()
+            (final / "precious").write_text("mine")
+
+    with pytest.raises(OutputExistsError):
+        convert()
+    assert (final / "precious").read_text() == "mine"
+
+
+def test_the_old_artifact_comes_back_when_two_renames_are_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where names cannot be swapped, an interrupt between the renames must not leave nothing under the name."""
+    final = write_artifact(tmp_path / "out", b"old!")
+    monkeypatch.setattr("edgellm.staging._exchange", lambda one, other: False)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged_directory(final, force=True) as folder:
+        write_artifact(folder, b"new!")
+    assert (final / "model.gguf").read_bytes() == b"old!"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="not a regular file"), staged_file(pipe) as temporary:
+        temporary.write_bytes(b"report")
+    assert pipe.is_fifo()
+
+
+def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    with staged_file(link) as temporary:
+        temporary.write_bytes(b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_an_output_below_a_file_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="Not a directory"), staged_directory(tmp_path / "file" / "out"):
+        pass

@@ -1,4 +1,4 @@
-"""The benchmarks behind scripts/bench."""
+"""The benchmarks behind scripts/bench: they report figures beside what is wanted, and judge nothing."""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ def ensure_venv(venv: Path) -> Path:
     if made.returncode and shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
         package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
         say(f"this Python cannot make environments: installing {package}")
+        run(["apt-get", "update", "-qq"], what="apt-get update")
         run(["apt-get", "install", "-y", "-qq", package], what=f"installing {package}")
         shutil.rmtree(venv, ignore_errors=True)
         made = subprocess.run(

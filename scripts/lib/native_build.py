@@ -107,6 +107,7 @@ def choose_flags(cpu: dict[str, str]) -> tuple[list[str], str]:
 
 def build_plan() -> dict[str, object]:
     """Everything that shapes the build, the reason for its flags, and the key made of it."""
+    compiler = compiler_identity()
     cpu = cpu_identity()
     flags, reason = choose_flags(cpu)
     shaping = {
@@ -115,7 +116,7 @@ def build_plan() -> dict[str, object]:
         "tools": list(TOOLS),
         "flags": flags,
         "environment_flags": [os.environ.get("CFLAGS", ""), os.environ.get("CXXFLAGS", "")],
-        "compiler": compiler_identity(),
+        "compiler": compiler,
         "cpu": cpu,
     }
     key = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]

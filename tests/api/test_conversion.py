@@ -14,6 +14,7 @@ from edgellm.api.conversion import find_target
 from edgellm.convert import pipeline
 from edgellm.errors import (
     ArtifactError,
+    BackendUnavailable,
     BadInputError,
     MissingInputError,
     OutputError,
@@ -296,3 +297,41 @@ def test_the_manifest_is_json_that_others_can_read(tiny: Path, tmp_path: Path) -
     content = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert content["schema"] == "edgellm.manifest/1"
     assert content["tool_versions"] == pipeline.tool_versions()
+
+
+def test_the_source_is_never_replaced_by_its_own_conversion(tiny: Path, tmp_path: Path) -> None:
+    made = Path(api.convert(tiny, output=tmp_path / "made", quant="F16").path)
+    before = contents(made)
+    with pytest.raises(OutputExistsError, match="holds the source itself"):
+        api.convert(made, output=made, quant="Q8_0", force=True)
+    assert contents(made) == before
+
+
+@pytest.mark.parametrize(("field", "value"), [("quant", "Q2_K"), ("n_params", 7), ("architecture", "mamba")])
+def test_a_manifest_that_contradicts_its_model_is_found(
+    tiny: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    made = Path(api.convert(tiny, output=tmp_path / "made", quant="F16").path)
+    manifest = json.loads((made / "manifest.json").read_text())
+    (made / "manifest.json").write_text(json.dumps({**manifest, field: value}))
+    with pytest.raises(ArtifactError, match=f"the manifest says {field}"):
+        api.verify(made)
+
+
+@pytest.mark.parametrize("change", [{"context_train": 0}, {"n_params": -1}, {"file_bytes": -1}])
+def test_a_manifest_with_impossible_numbers_is_refused(
+    tiny: Path, tmp_path: Path, change: dict[str, int]
+) -> None:
+    made = Path(api.convert(tiny, output=tmp_path / "made", quant="F16").path)
+    manifest = json.loads((made / "manifest.json").read_text())
+    (made / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(BadInputError, match=next(iter(change))):
+        api.verify(made)
+
+
+def test_a_missing_library_is_not_taken_for_an_unknown_tokenizer(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(BackendUnavailable, match="no native libraries"):
+        api.convert(tiny, output=tmp_path / "made", quant="F16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_read_bounded(tmp_path: Path) -> None:
     assert records.read_bounded(path, 5) == b"12345"
     with pytest.raises(BadInputError, match="larger than the 4 bytes"):
         records.read_bounded(path, 4)
-    with pytest.raises(BadInputError, match="cannot be read"):
+    with pytest.raises(BadInputError, match="is a directory"):
         records.read_bounded(tmp_path, 4)
     with pytest.raises(MissingInputError):
         records.read_bounded(tmp_path / "absent", 4)
@@ -82,3 +83,10 @@ def test_read_bounded(tmp_path: Path) -> None:
 def test_json_schema_forbids_unknown_fields() -> None:
     schema = records.json_schema(Part)
     assert schema["$defs"]["Part"]["additionalProperties"] is False
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    with pytest.raises(BadInputError, match="not a regular file"):
+        records.read_bounded(pipe, 100)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from edgellm.errors import ArtifactError, MissingInputError
+from edgellm.errors import ArtifactError, BadInputError, MissingInputError
 from edgellm.formats.records import Record, from_json, read_bounded, to_json
 
 MANIFEST_SCHEMA = "edgellm.manifest/1"
@@ -25,6 +25,7 @@ RECEIPT_SCHEMA = "edgellm.receipt/1"
 MANIFEST_NAME = "manifest.json"
 RECEIPT_NAME = "receipt.json"
 MAX_MANIFEST_BYTES = 16 * 1024**2
+MAX_CONTEXT = 1 << 30
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _HASH_CHUNK_BYTES = 1 << 20
 
@@ -55,6 +56,10 @@ class Recipe(Record):
     offload: str
     steps: list[str]
     reasons: list[Reason]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.context <= MAX_CONTEXT:
+            raise ValueError(f"context is {self.context}, outside 1 to {MAX_CONTEXT}")
 
 
 class FileEntry(Record):
@@ -109,6 +114,13 @@ class Manifest(Record):
     def __post_init__(self) -> None:
         if self.schema != MANIFEST_SCHEMA:
             raise ValueError(f"schema is {self.schema!r}, expected {MANIFEST_SCHEMA!r}")
+        for name, low in (("n_params", 0), ("file_bytes", 0), ("bpw", 0), ("context_train", 1)):
+            value = getattr(self, name)
+            if not low <= value < 1 << 62:
+                raise ValueError(f"{name} is {value}, expected at least {low}")
+        names = [entry.name for entry in self.files]
+        if len(names) != len(set(names)):
+            raise ValueError("a file is listed twice")
 
 
 class GoldenOutput(Record):
@@ -169,11 +181,11 @@ def check_file_name(name: str) -> str:
     return name
 
 
-def open_directory(directory: Path) -> Artifact:
-    """Read an artifact's manifest and check that its files are there with their sizes; hashes are `verify`'s work.
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of an artifact directory.
 
     Raises:
-        MissingInputError: no manifest.  BadInputError: a malformed one.  ArtifactError: a file is missing or has another size.
+        MissingInputError: there is none.  BadInputError: it is malformed.
     """
     manifest_path = directory / MANIFEST_NAME
     if not manifest_path.is_file():
@@ -181,7 +193,28 @@ def open_directory(directory: Path) -> Artifact:
             f"{directory}: no {MANIFEST_NAME}, so not an artifact",
             hint="convert a model first: edgellm convert MODEL",
         )
-    manifest = from_json(Manifest, read_bounded(manifest_path, MAX_MANIFEST_BYTES), str(manifest_path))
+    return from_json(Manifest, read_bounded(manifest_path, MAX_MANIFEST_BYTES), str(manifest_path))
+
+
+def holds_nothing_else(directory: Path) -> bool:
+    """Whether a directory is an artifact and holds only the files that its manifest lists."""
+    if directory.is_symlink() or not directory.is_dir():
+        return False
+    try:
+        listed = {entry.name for entry in read_manifest(directory).files}
+    except (BadInputError, MissingInputError):
+        return False
+    return {path.name for path in directory.iterdir()} <= listed | {MANIFEST_NAME}
+
+
+def open_directory(directory: Path) -> Artifact:
+    """Read an artifact's manifest and check that its files are there with their sizes; hashes are `verify`'s work.
+
+    Raises:
+        MissingInputError: no manifest.  BadInputError: a malformed one.  ArtifactError: a file is missing or has another size.
+    """
+    manifest = read_manifest(directory)
+    manifest_path = directory / MANIFEST_NAME
     names = set()
     for entry in manifest.files:
         path = directory / entry.name

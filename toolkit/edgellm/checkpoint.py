@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from edgellm.errors import BadInputError, MissingInputError, UnsafeInputError
 from edgellm.formats import ggml_types, gguf, gguf_vocab, plain_json, safetensors
-from edgellm.formats.paths import safe_join
+from edgellm.formats.paths import open_regular, safe_join
 from edgellm.formats.records import read_bounded
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -158,18 +158,17 @@ def _chat_template(directory: Path, tokenizer_config: dict[str, Any]) -> str | N
             raise BadInputError(f"{separate}: not UTF-8 text: {err}") from err
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
-        named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}
-        template = named.get("default")
+        rows = [row for row in template if isinstance(row, dict) and row.get("name") == "default"]
+        template = rows[0].get("template") if rows else None
     return template if isinstance(template, str) else None
 
 
 def _licence(directory: Path) -> str | None:
     """The `license:` line of the model card's front matter."""
-    card = safe_join(directory, "README.md")
     try:
-        with card.open("rb") as file:
+        with open_regular(safe_join(directory, "README.md")) as (file, _):
             text = file.read(8192).decode("utf-8", errors="replace")
-    except OSError:
+    except (BadInputError, MissingInputError):
         return None
     if not text.startswith("---"):
         return None

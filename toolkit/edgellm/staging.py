@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgellm.artifact import MANIFEST_NAME
+from edgellm.artifact import MANIFEST_NAME, holds_nothing_else
 from edgellm.errors import OutputError, OutputExistsError
 
 
@@ -62,9 +62,19 @@ def check_output_free(final: Path, *, force: bool) -> None:
         raise OutputExistsError(
             f"{final}: exists already", hint="choose another -o, or --force to replace it"
         )
-    if final.is_symlink() or not (final / MANIFEST_NAME).is_file():
+    if final.is_symlink():
         raise OutputExistsError(
-            f"{final}: exists and is not an artifact of edgellm, so --force does not replace it",
+            f"{final}: is a symbolic link, so --force does not replace it",
+            hint=f"name the directory itself: -o {final.resolve()}",
+        )
+    if not holds_nothing_else(final):
+        what = (
+            "holds more than an artifact"
+            if (final / MANIFEST_NAME).is_file()
+            else "is not an artifact of edgellm"
+        )
+        raise OutputExistsError(
+            f"{final}: exists and {what}, so --force does not replace it",
             hint="choose another -o, or remove it yourself",
         )
 
@@ -74,8 +84,11 @@ def staged_file(final: Path) -> Iterator[Path]:
     """Like `staged_directory`, for one file that replaces an older one.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: the place cannot be written, or that name is a device, a pipe or a directory.
     """
+    final = final.resolve() if final.is_symlink() else final
+    if final.exists() and not final.is_file():
+        raise OutputError(f"{final}: exists and is not a regular file", hint="choose another -o")
     temporary = final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         yield temporary
@@ -101,21 +114,37 @@ def write_error(path: Path, err: OSError) -> OutputError:
         errno.ENOTDIR: "a part of that path is a file: choose another -o",
         errno.EEXIST: "something else made that name meanwhile: choose another -o",
     }
-    return OutputError(f"{path}: cannot be written: {err.strerror or err}", hint=hints.get(err.errno or 0))
+    number = err.errno or 0
+    if number == errno.EEXIST and any(parent.exists() and not parent.is_dir() for parent in path.parents):
+        number = errno.ENOTDIR
+    return OutputError(
+        f"{path}: cannot be written: {os.strerror(number) if number else err}", hint=hints.get(number)
+    )
 
 
 def _take_name(staging: Path, final: Path, *, force: bool) -> None:
     if not os.path.lexists(final):
         staging.rename(final)
     elif force:
+        check_output_free(final, force=True)
         if not _exchange(staging, final):
-            aside = final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
-            final.rename(aside)
-            staging.rename(final)
-            shutil.rmtree(aside, ignore_errors=True)
+            _replace_in_two_steps(staging, final)
     else:
         raise OutputExistsError(f"{final}: appeared while converting", hint="choose another -o, or --force")
     _sync_directory(final.parent)
+
+
+def _replace_in_two_steps(staging: Path, final: Path) -> None:
+    """Where names cannot be swapped: the old directory is set aside, and put back if the new one does not arrive."""
+    aside = final.parent / f".{final.name}.previous-{secrets.token_hex(4)}"
+    final.rename(aside)
+    try:
+        staging.rename(final)
+    except BaseException:
+        if not os.path.lexists(final):
+            aside.rename(final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

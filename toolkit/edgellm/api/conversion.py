@@ -18,7 +18,7 @@ from edgellm.checkpoint import Checkpoint
 from edgellm.convert import pipeline, quality, writer
 from edgellm.convert import recipe as recipes
 from edgellm.convert.source import Source
-from edgellm.errors import BadInputError, OutputExistsError, QualityError
+from edgellm.errors import ArtifactError, BadInputError, OutputExistsError, QualityError
 from edgellm.formats.records import read_bounded, replace
 from edgellm.native.llama import LlamaOptions
 from edgellm.runtime.tokenizer import Tokenizer
@@ -115,6 +115,7 @@ def convert(
     plan = plan_conversion(model, target=target, output=output, quant=quant, context=context, kv_type=kv_type)
     final = plan.output
     staging.check_output_free(final, force=force)
+    _check_source_outside(plan.source.checkpoint, final)
     writer.check_free_space(final.parent, plan.needed_bytes)
     source, note = pipeline.add_vocabulary(plan.source, launch.tokenize_file)
     done = 0
@@ -170,8 +171,7 @@ def verify(
             progress("hash", done, total)
 
     artifact.verify_hashes(opened, hashed)
-    checkpoint = models.resolve(opened.model_path)
-    pipeline.read_source(checkpoint)
+    _check_manifest(opened)
     if reference is None:
         return None
     receipt = make_receipt(
@@ -183,6 +183,24 @@ def verify(
             hint="choose a type with more bits, or allow more with --max-kl",
         )
     return receipt
+
+
+def _check_manifest(opened: Artifact) -> None:
+    """The manifest says of the model what the model's own header says."""
+    found, said = pipeline.manifest_of_gguf(models.resolve(opened.model_path)), opened.manifest
+    for name in ("architecture", "n_params", "context_train", "quant", "file_bytes"):
+        if getattr(found, name) != getattr(said, name):
+            raise ArtifactError(
+                f"{opened.path}: the manifest says {name} is {getattr(said, name)}, model.gguf says {getattr(found, name)}",
+                hint="convert the model again",
+            )
+
+
+def _check_source_outside(source: Checkpoint, final: Path) -> None:
+    """Replacing a directory must not remove the model that is being read."""
+    inside = next((path for path in source.files if path.resolve().is_relative_to(final.resolve())), None)
+    if inside and final.exists():
+        raise OutputExistsError(f"{final}: holds the source itself ({inside.name})", hint="choose another -o")
 
 
 def make_receipt(
@@ -212,7 +230,11 @@ def make_receipt(
     )
     with _reference_gguf(reference) as reference_path:
         first = models.open_backend(reference_path, options)
-        second = models.open_backend(Path(opened.model_path), options)
+        try:
+            second = models.open_backend(Path(opened.model_path), options)
+        except BaseException:
+            first.close()
+            raise
         try:
             tokenizer = Tokenizer(second, Path(opened.tokenizer_path) if opened.tokenizer_path else None)
             ids = tokenizer.encode(words, add_special=False, parse_special=False)

@@ -9,7 +9,7 @@ from typing import Literal
 from edgellm import artifact, machine
 from edgellm.artifact import Artifact
 from edgellm.checkpoint import Checkpoint, open_checkpoint
-from edgellm.errors import MissingInputError, SpecError, UnsupportedError
+from edgellm.errors import ArtifactError, MissingInputError, SpecError, UnsupportedError
 from edgellm.formats import gguf, gguf_vocab
 from edgellm.native.llama import LlamaModel, LlamaOptions
 from edgellm.runtime.model import Model
@@ -116,13 +116,19 @@ def load(
     options = options_for(
         opened, threads=threads, kv_type=kv_type, flash_attention=flash_attention, gpu_layers=gpu_layers
     )
+    wanted = context_for(opened, context)
     backend = open_backend(Path(opened.model_path), options)
-    return Model(
-        backend,
-        opened.manifest,
-        context=context_for(opened, context),
-        tokenizer_path=Path(opened.tokenizer_path) if opened.tokenizer_path else None,
-    )
+    try:
+        if wanted > backend.context_train:
+            raise ArtifactError(
+                f"{opened.path}: the manifest allows a context of {wanted}, the model was trained for {backend.context_train}",
+                hint="convert the model again, or give --context",
+            )
+        tokenizer_path = Path(opened.tokenizer_path) if opened.tokenizer_path else None
+        return Model(backend, opened.manifest, context=wanted, tokenizer_path=tokenizer_path)
+    except BaseException:
+        backend.close()
+        raise
 
 
 def options_for(

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from edgellm import artifact, machine, staging, workload
 from edgellm import report as reporting
@@ -26,6 +27,7 @@ def profile(
     *,
     workloads: Sequence[str] = DEFAULT_WORKLOADS,
     threads: int | None = None,
+    gpu_layers: int | Literal["auto"] = "auto",
     reps: int | None = None,
     strict: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -34,6 +36,7 @@ def profile(
 
     Args:
         workloads: names under profiles/workloads, or paths of .toml files.
+        gpu_layers: layers for a GPU; `auto` uses one where the library has it.
         reps: repetitions instead of each workload's own number.
         strict: refuse to measure on a busy machine instead of warning.
         progress: called with what is being measured.
@@ -42,7 +45,7 @@ def profile(
         SpecError: an unknown workload.  ResourceError: a busy machine, with `strict`.  NativeCrash: a child died.
     """
     opened = models.open_artifact(model)
-    options = models.options_for(opened, threads=threads)
+    options = models.options_for(opened, threads=threads, gpu_layers=gpu_layers)
     chosen = [workload.load(name) for name in workloads]
     if reps is not None:
         chosen = [replace(w, reps=reps) for w in chosen]

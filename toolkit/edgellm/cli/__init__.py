@@ -8,8 +8,21 @@ from __future__ import annotations
 import sys
 
 
+def _open_missing_streams() -> None:
+    """Standard streams that the caller closed become the null device; words that a terminal cannot show become `?`."""
+    import os
+
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def main() -> None:
     """The command `edgellm`; ends the process with an exit code of `edgellm.errors`."""
+    _open_missing_streams()
     try:
         from edgellm.cli.main import run
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import context_option, show, threads_option
+from edgellm.cli.common import context_option, gpu_option, show, threads_option
 from edgellm.cli.sampling import sampling_options
 
 _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
@@ -20,9 +20,16 @@ _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops
 @sampling_options
 @context_option
 @threads_option
+@gpu_option
 @click.option("--quiet", is_flag=True, help="No lines about speed on stderr.")
 def command(
-    artifact: str, system: str | None, context: int | None, threads: int | None, quiet: bool, **sampling: Any
+    artifact: str,
+    system: str | None,
+    context: int | None,
+    threads: int | None,
+    gpu_layers: Any,
+    quiet: bool,
+    **sampling: Any,
 ) -> None:
     """Talk to a model.
 
@@ -35,7 +42,7 @@ def command(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for input())
     opening = [{"role": "system", "content": system}] if system is not None else []
-    with api.load(artifact, context=context, threads=threads) as model:
+    with api.load(artifact, context=context, threads=threads, gpu_layers=gpu_layers) as model:
         if not model.has_chat_template:
             raise SpecError(
                 f"{artifact} has no chat template", hint=f"use: edgellm run --raw {artifact} TEXT"

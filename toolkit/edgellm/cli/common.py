@@ -12,6 +12,25 @@ from typing import Any
 import click
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+MAX_LAYERS = 10_000
+
+
+def _gpu_layers(_: click.Context, __: click.Parameter, value: str) -> int | str:
+    if value == "auto":
+        return value
+    if not value.isdecimal() or int(value) > MAX_LAYERS:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number of layers")
+    return int(value)
+
+
+gpu_option = click.option(
+    "--gpu-layers",
+    default="auto",
+    show_default=True,
+    metavar="auto|N",
+    callback=_gpu_layers,
+    help="Layers for a GPU, where the library has one.",
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(1, 1024), help="Threads; by default the physical cores."
 )

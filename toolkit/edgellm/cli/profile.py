@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from edgellm.cli.common import json_option, print_json, show, status_line, threads_option
+from edgellm.cli.common import gpu_option, json_option, print_json, show, status_line, threads_option
 
 
 @click.command("profile")
@@ -19,6 +20,7 @@ from edgellm.cli.common import json_option, print_json, show, status_line, threa
     help="What to measure; may be repeated.  [default: all five]",
 )
 @threads_option
+@gpu_option
 @click.option(
     "--reps", type=click.IntRange(1, 1000), help="Repetitions, instead of each workload's own number."
 )
@@ -31,6 +33,7 @@ def command(
     artifact: str,
     workloads: tuple[str, ...],
     threads: int | None,
+    gpu_layers: Any,
     reps: int | None,
     strict: bool,
     output: Path | None,
@@ -52,6 +55,7 @@ def command(
             artifact,
             workloads=workloads or DEFAULT_WORKLOADS,
             threads=threads,
+            gpu_layers=gpu_layers,
             reps=reps,
             strict=strict,
             progress=lambda text: status(f"measuring {text}"),

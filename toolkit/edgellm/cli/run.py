@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import context_option, json_option, print_json, threads_option
+from edgellm.cli.common import context_option, gpu_option, json_option, print_json, threads_option
 from edgellm.cli.sampling import sampling_options
 
 MAX_PROMPT_BYTES = 64 * 1024**2
@@ -21,6 +21,7 @@ MAX_PROMPT_BYTES = 64 * 1024**2
 @sampling_options
 @context_option
 @threads_option
+@gpu_option
 @click.option("--kv-type", metavar="TYPE", help="Type of the KV cache, for example F16 or Q8_0.")
 @click.option(
     "--flash-attention", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True
@@ -34,6 +35,7 @@ def command(
     raw: bool,
     context: int | None,
     threads: int | None,
+    gpu_layers: Any,
     kv_type: str | None,
     flash_attention: Any,
     quiet: bool,
@@ -48,7 +50,12 @@ def command(
 
     prompt = _read_stdin() if prompt is None else prompt
     with api.load(
-        artifact, context=context, threads=threads, kv_type=kv_type, flash_attention=flash_attention
+        artifact,
+        context=context,
+        threads=threads,
+        gpu_layers=gpu_layers,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
     ) as model:
         asked: Any = prompt
         if model.has_chat_template and not raw:

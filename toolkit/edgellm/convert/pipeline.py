@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures as futures
 import contextlib
 import dataclasses
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -86,11 +88,9 @@ def convert(
     note: str | None = None,
 ) -> Manifest:
     """Write model.gguf and tokenizer.json into `into` and return the manifest that describes them."""
-    import concurrent.futures as futures
-
     checkpoint = source.checkpoint
-    with futures.ThreadPoolExecutor(1) as hashing, _one_line_io_errors(into):
-        parents = [hashing.submit(_parent, path) for path in checkpoint.files]
+    with _hashing() as submit, _one_line_io_errors(into):
+        parents = [submit(path) for path in checkpoint.files]
         written = write_model(into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress)
         entries = [
             artifact.FileEntry(name="model.gguf", n_bytes=written.file_bytes, sha256=written.sha256),
@@ -173,9 +173,27 @@ def manifest_of_gguf(checkpoint: Checkpoint) -> Manifest:
     )
 
 
-def _parent(path: Path) -> Parent:
+@contextlib.contextmanager
+def _hashing() -> Iterator[Callable[[Path], futures.Future[Parent]]]:
+    """Hash parents beside the conversion; when that fails or is interrupted, stop at once."""
+    stop = threading.Event()
+    pool = futures.ThreadPoolExecutor(1)
     try:
-        return Parent(name=path.name, n_bytes=path.stat().st_size, sha256=artifact.sha256_file(path))
+        yield lambda path: pool.submit(_parent, path, stop)
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=stop.is_set())
+
+
+def _parent(path: Path, stop: threading.Event) -> Parent:
+    def go_on(_: int) -> None:
+        if stop.is_set():
+            raise futures.CancelledError
+
+    try:
+        return Parent(name=path.name, n_bytes=path.stat().st_size, sha256=artifact.sha256_file(path, go_on))
     except OSError as err:
         raise BadInputError(f"{path}: cannot be read: {err.strerror or err}") from err
 

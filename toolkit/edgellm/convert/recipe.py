@@ -77,11 +77,15 @@ def _auto_quant(target: Target, source: Source) -> tuple[mixture.Quant, str]:
     wanted = mixture.find(target.defaults.quant)
     if source.shape.n_params >= SMALL_MODEL_WEIGHTS or ggml_types.BY_NAME[wanted.base].bpw > 8:
         return wanted, target.why["quant"]
-    return mixture.find("Q8_0"), (
+    because = (
         f"a model of {format_count(source.shape.n_params)} weights is small: it loses much at {wanted.name} (SmolLM2-135M: "
         f"KL 0.34 at Q4_0, 0.064 at Q4_K_M, 0.004 at Q8_0) and is fast at 8 bits; from "
         f"{format_count(SMALL_MODEL_WEIGHTS)} weights on it would be {wanted.name}"
     )
+    packed = sorted({kind for kind in source.base_types().values() if ggml_types.BY_NAME[kind].quantized})
+    if packed:
+        because += f"; the source is {', '.join(packed)} already: 8 bits keep what it has, rounding to 4 bits again would not"
+    return mixture.find("Q8_0"), because
 
 
 def requantized(source: Source, types: dict[str, str]) -> list[str]:

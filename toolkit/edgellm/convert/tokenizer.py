@@ -17,7 +17,14 @@ from typing import Any
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert import hard_text
 from edgellm.convert.source import HeaderValue
-from edgellm.errors import BackendError, BadInputError, MissingInputError, UnsupportedError
+from edgellm.errors import (
+    BackendError,
+    BackendUnavailable,
+    BadInputError,
+    MissingInputError,
+    NativeCrash,
+    UnsupportedError,
+)
 from edgellm.formats import plain_json
 from edgellm.formats.plain_json import Fields
 
@@ -126,7 +133,9 @@ def choose_pre_tokenizer(vocabulary: Vocabulary, path: Path, tokenize: Tokenize)
     for name in _ordered(vocabulary.pre_tokenizer):
         try:
             seen = tokenize(name, texts)
-        except BackendError:
+        except (BackendUnavailable, NativeCrash):
+            raise
+        except BackendError:  # this llama.cpp does not know the name
             continue
         wrong = [i for i, (a, b) in enumerate(zip(wanted, seen, strict=True)) if a != b]
         if not wrong:
@@ -138,11 +147,11 @@ def choose_pre_tokenizer(vocabulary: Vocabulary, path: Path, tokenize: Tokenize)
             first = wrong[0]
             nearest = (len(wrong), name, _difference(texts[first], wanted[first], seen[first]))
     said = (
-        f"the nearest, {nearest[1]!r}, differs on {nearest[0]} of {len(texts)} texts: {nearest[2]}"
+        f"; the nearest, {nearest[1]!r}, differs on {nearest[0]} of {len(texts)} texts: {nearest[2]}"
         if nearest
         else ""
     )
-    raise UnsupportedError(f"{path}: none of llama.cpp's pre-tokenizers gives this tokenizer's ids; {said}")
+    raise UnsupportedError(f"{path}: none of llama.cpp's pre-tokenizers gives this tokenizer's ids{said}")
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -27,6 +27,7 @@ STATED = "modelled (watts stated by you)"
 QUALITY_NOTE = (
     "quality is not equal: a small quantized model is another product than the cloud model beside it"
 )
+PLAUSIBLE = (1e-12, 1e15)
 SPEEDS = ("decode_tok_per_s", "tg_tok_per_s")
 
 
@@ -255,11 +256,17 @@ def _why_missing(report: Report, *quantities: str) -> str:
 
 def _span(measurement: Measurement, report_id: str) -> Span:
     for sample in measurement.samples:
-        if not 0 < sample < math.inf:
+        if not PLAUSIBLE[0] < sample < PLAUSIBLE[1]:
             raise BadInputError(
-                f"report {report_id}: a sample of {measurement.quantity} is {sample}, not a positive number",
+                f"report {report_id}: a sample of {measurement.quantity} is {sample}, not a plausible positive number",
                 hint="profile again",
             )
+    unit = "tok/s" if measurement.quantity.endswith("tok_per_s") else "J/token"
+    if measurement.unit != unit:
+        raise BadInputError(
+            f"report {report_id}: {measurement.quantity} is in {measurement.unit!r}, expected {unit!r}",
+            hint="profile again",
+        )
     return Span(
         low=min(measurement.samples),
         median=statistics.median(measurement.samples),

@@ -12,7 +12,8 @@ from typing import Any, TypeVar, dataclass_transform
 
 import msgspec
 
-from edgellm.errors import BadInputError, MissingInputError
+from edgellm.errors import BadInputError
+from edgellm.formats.paths import open_regular
 
 MAX_RECORD_BYTES = 64 * 1024**2
 
@@ -83,13 +84,8 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         MissingInputError: there is no such file.
         BadInputError: the file is larger, or not a readable regular file.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except FileNotFoundError as err:
-        raise MissingInputError(f"no such file: {path}") from err
-    except OSError as err:
-        raise BadInputError(f"{path}: cannot be read: {err.strerror}") from err
+    with open_regular(path) as (file, _):
+        data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise BadInputError(f"{path}: larger than the {max_bytes} bytes allowed for this kind of file")
     return data

@@ -30,8 +30,8 @@ class Usage(Record):
     Attributes:
         prompt_tokens, cached_tokens: tokens of the prompt, and how many of them were in the KV cache already.
         completion_tokens: tokens drawn, the end token included.
-        ttft_s: from the call to the first token, tokenizing included.
-        decode_s: from the first token to the last.
+        ttft_s: from the call to the first token: waiting for other generations and tokenizing included.
+        decode_s: from the first token to the last; the time that the caller keeps each piece is part of it.
         energy: why there is no figure in joules.
     """
 
@@ -77,6 +77,8 @@ class Options(TypedDict, total=False):
 
 class Model:
     """A loaded model. Thread-safe: one generation runs at a time, others wait for it.
+
+    A stream belongs to the thread that takes its first piece; take the others, or close it, in that thread too.
 
     Get one from `edgellm.load`; use it as a context manager, or call `close`.
     """
@@ -167,7 +169,10 @@ class Model:
             repeat_penalty=repeat_penalty,
             seed=seed,
         )
-        stream = self._stream(prompt, max_tokens, sampling, TextAssembler(stop), cache_prompt=cache_prompt)
+        started = time.perf_counter()
+        stream = self._stream(
+            prompt, max_tokens, sampling, TextAssembler(stop), started, cache_prompt=cache_prompt
+        )
         self._streams.add(stream)
         return stream
 
@@ -177,10 +182,10 @@ class Model:
         max_tokens: int | None,
         sampling: SamplingParams,
         text: TextAssembler,
+        started: float,
         *,
         cache_prompt: bool,
     ) -> Generator[Piece]:
-        started = time.perf_counter()
         with self._exclusive():
             ids = self._encode(prompt)
             n_cached = self._prefill(ids, reuse=cache_prompt)
