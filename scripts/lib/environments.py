@@ -32,6 +32,8 @@ def ensure_venv(venv: Path) -> Path:
         ).stdout.strip()  # fmt: skip
         if seen == platform.python_version():
             return python
+        if not any(venv.glob(".installed-*")) and any(venv.iterdir()):
+            stop(f"{venv} was not made by this script", "remove it or move it away, then run this again")
         say(f"{venv.name} is of Python {seen or '(broken)'}: making it anew")
         shutil.rmtree(venv)
     say(f"making {venv.name} with Python {platform.python_version()}")
@@ -89,8 +91,13 @@ def _stamp_path(python: Path, name: str) -> Path:
 
 def _stamped(python: Path, name: str, content: bytes) -> bool:
     path = _stamp_path(python, name)
-    return path.is_file() and path.read_text() == hashlib.sha256(content).hexdigest()
+    return path.is_file() and path.read_text() == _digest(content)
 
 
 def _stamp(python: Path, name: str, content: bytes) -> None:
-    _stamp_path(python, name).write_text(hashlib.sha256(content).hexdigest())
+    _stamp_path(python, name).write_text(_digest(content))
+
+
+def _digest(content: bytes) -> str:
+    """Of the content and the place: a checkout that was moved or copied is installed again."""
+    return hashlib.sha256(content + str(ROOT).encode()).hexdigest()

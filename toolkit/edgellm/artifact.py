@@ -43,7 +43,8 @@ class Recipe(Record):
     Attributes:
         quant: the name asked for or chosen, for example `Q4_K_M`.
         tensor_types: GGUF tensor name -> ggml type.
-        kv_type, context, threads, offload: defaults for running it on the target.
+        kv_type, context: used when it is run, unless the caller says otherwise.
+        threads, offload: what the target has; a run uses what the machine it runs on has.
         steps: what will be done, in order.
     """
 

@@ -1,4 +1,4 @@
-"""Finds the data that ships with edgellm: targets/ and profiles/.
+"""Finds the data that ships with edgellm (targets/ and profiles/), and the place for what it may throw away.
 
 The same call works in a checkout (folders beside toolkit/), in an installed wheel (copied to
 edgellm/_data) and in a PyInstaller bundle (the same folder below sys._MEIPASS).
@@ -6,6 +6,7 @@ edgellm/_data) and in a PyInstaller bundle (the same folder below sys._MEIPASS).
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -33,3 +34,13 @@ def data_directory(name: str) -> Path:
         f"data directory {name!r} is not part of this installation of edgellm",
         hint="install edgellm again from its wheel or a checkout",
     )
+
+
+def cache_directory() -> Path:
+    """Where large files that can be made again are kept: EDGELLM_CACHE, else the system's place for caches."""
+    chosen = os.environ.get("EDGELLM_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("edgellm"))

@@ -35,7 +35,7 @@ def staged_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(final)
-        staging = final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+        staging = _partial(final)
         staging.mkdir()
     except OSError as err:
         raise write_error(final, err) from err
@@ -48,6 +48,26 @@ def staged_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
             raise write_error(final, err) from err
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
+    """A directory for work that is thrown away; what a killed process left under the same name goes first.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    scratch = _partial(parent / name)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent / name)
+        scratch.mkdir()
+    except OSError as err:
+        raise write_error(parent, err) from err
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_output_free(final: Path, *, force: bool) -> None:
@@ -89,8 +109,10 @@ def staged_file(final: Path) -> Iterator[Path]:
     final = final.resolve() if final.is_symlink() else final
     if final.exists() and not final.is_file():
         raise OutputError(f"{final}: exists and is not a regular file", hint="choose another -o")
-    temporary = final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = _partial(final)
     try:
+        if final.parent.is_dir():
+            _remove_abandoned(final)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -158,6 +180,10 @@ def _exchange(one: Path, other: Path) -> bool:
     at_fdcwd, rename_exchange = -100, 2
     done: int = renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange)
     return done == 0
+
+
+def _partial(final: Path) -> Path:
+    return final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _remove_abandoned(final: Path) -> None:

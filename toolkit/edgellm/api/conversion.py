@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from edgellm import artifact, machine, staging, targets
+from edgellm import artifact, machine, resources, staging, targets
 from edgellm.api import launch, models
 from edgellm.artifact import Artifact, Receipt, Recipe
 from edgellm.checkpoint import Checkpoint
@@ -274,14 +273,11 @@ def _reference_gguf(reference: Checkpoint) -> Iterator[Path]:
     if reference.kind == "gguf":
         yield reference.path
         return
-    import platformdirs
-
-    cache = Path(platformdirs.user_cache_dir("edgellm"))
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = resources.cache_directory()
     source, _ = pipeline.add_vocabulary(pipeline.read_source(reference), launch.tokenize_file)
     writer.check_free_space(cache, writer.needed_bytes(source, source.base_types()))
-    with tempfile.TemporaryDirectory(dir=cache, prefix="reference-") as folder:
-        path = Path(folder) / "reference.gguf"
+    with staging.scratch_directory(cache, "reference") as folder:
+        path = folder / "reference.gguf"
         writer.write_gguf(path, source, source.base_types(), source.header, n_workers=machine.usable_cores())
         yield path
 

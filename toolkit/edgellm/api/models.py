@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,11 @@ def resolve(model: str | Path) -> Checkpoint:
     path = Path(model).expanduser()
     if (path / artifact.MANIFEST_NAME).is_file():
         opened = artifact.open_directory(path)
-        return open_checkpoint(Path(opened.model_path), name=opened.manifest.model)
+        found = open_checkpoint(Path(opened.model_path), name=opened.manifest.model)
+        if opened.tokenizer_path is None:
+            return found
+        tokenizer = Path(opened.tokenizer_path)
+        return dataclasses.replace(found, tokenizer_path=tokenizer, files=(*found.files, tokenizer))
     if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         raise MissingInputError(
             f"no model at {name!r}",

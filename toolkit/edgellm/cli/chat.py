@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import context_option, gpu_option, show, threads_option
+from edgellm.cli.common import (
+    context_option,
+    gpu_option,
+    show,
+    show_answer,
+    threads_option,
+)
 from edgellm.cli.sampling import sampling_options
 
 _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
@@ -88,14 +94,14 @@ def _answer(
         for piece in stream:
             said.append(piece.text)
             usage = piece.usage
-            click.echo(piece.text, nl=False)
+            show_answer(piece.text)
         click.echo()
     except KeyboardInterrupt:
         stream.close()
         click.echo("\n(stopped)", err=True)
     except ContextOverflowError as err:
         messages.pop()
-        click.echo(f"error: {err.message}\nhint: /reset, or start again with a larger --context", err=True)
+        show(f"error: {err.message}\nhint: /reset, or start again with a larger --context", err=True)
         return
     messages.append({"role": "assistant", "content": "".join(said)})
     if usage and not quiet:

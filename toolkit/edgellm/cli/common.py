@@ -60,6 +60,16 @@ def show(text: str, *, err: bool = False) -> None:
     click.echo("\n".join(map(printable, text.split("\n"))), err=err)
 
 
+def show_answer(text: str) -> None:
+    """A piece of a model's answer; on a terminal its control characters are written out, since they could be commands."""
+    if sys.stdout.isatty():
+        text = "".join(
+            c if c.isprintable() or c in "\n\t" or ord(c) > MAX_CONTROL else repr(c)[1:-1] for c in text
+        )
+    click.echo(text, nl=False)
+
+
+MAX_CONTROL = 0x9F
 ProgressCallback = Callable[[str, int, int], None]
 _STAGES = {"convert": "converting", "verify": "comparing with the source", "hash": "checking hashes"}
 

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import context_option, gpu_option, json_option, print_json, threads_option
+from edgellm.cli.common import (
+    context_option,
+    gpu_option,
+    json_option,
+    print_json,
+    show_answer,
+    threads_option,
+)
 from edgellm.cli.sampling import sampling_options
 
 MAX_PROMPT_BYTES = 64 * 1024**2
@@ -68,7 +75,7 @@ def command(
             return
         usage = None
         for piece in model.stream(asked, **sampling):
-            click.echo(piece.text, nl=False)
+            show_answer(piece.text)
             usage = piece.usage
         click.echo()
     if usage and not quiet:

@@ -59,10 +59,9 @@ def profile(
     if runtime is None:
         raise BadInputError("no workload was given")
     conditions = watch.finish()
-    warnings = _warnings(conditions, device, results)
-    verdict: Literal["ok", "unstable"] = (
-        "unstable" if any("spread" in w or "busy" in w for w in warnings) else "ok"
-    )
+    unstable = _instability(conditions, results)
+    warnings = [*unstable, *_circumstances(conditions, device)]
+    verdict: Literal["ok", "unstable"] = "unstable" if unstable else "ok"
     return Report(
         schema=SCHEMA,
         report_id=str(uuid.uuid4()),
@@ -118,19 +117,12 @@ def _refuse_if_busy(conditions: Conditions) -> None:
         )
 
 
-def _warnings(conditions: Conditions, device: Device, results: list[Result]) -> list[str]:
-    warnings = []
+def _instability(conditions: Conditions, results: list[Result]) -> list[str]:
+    """What makes the timings themselves doubtful."""
+    found = []
     busy = conditions.cpu_busy_fraction
     if busy is not None and busy > BUSY_FRACTION:
-        warnings.append(f"busy machine: other programs used {busy:.0%} of the processors before the run")
-    if conditions.throttled:
-        warnings.append("the clock was held down during the run (throttling)")
-    if conditions.swap_used_bytes:
-        warnings.append("swap was in use")
-    if conditions.power_source == "battery":
-        warnings.append("on battery: the system may limit the clock")
-    if device.virtual:
-        warnings.append("a virtual machine: speeds depend on its host's other guests")
+        found.append(f"busy machine: other programs used {busy:.0%} of the processors before the run")
     for result in results:
         if result.workload.regime != "engine":
             continue
@@ -138,8 +130,22 @@ def _warnings(conditions: Conditions, device: Device, results: list[Result]) -> 
             if m.unit == "s" and len(m.samples) > 1:
                 spread = (max(m.samples) - min(m.samples)) / m.median
                 if spread > SPREAD_FRACTION:
-                    warnings.append(f"{result.workload.id}: spread of {spread:.0%} between repetitions")
-    return warnings
+                    found.append(f"{result.workload.id}: spread of {spread:.0%} between repetitions")
+    return found
+
+
+def _circumstances(conditions: Conditions, device: Device) -> list[str]:
+    """What another machine would not have, and a reader must know."""
+    found = []
+    if conditions.throttled:
+        found.append("the clock was held down during the run (throttling)")
+    if conditions.swap_used_bytes:
+        found.append("swap was in use")
+    if conditions.power_source == "battery":
+        found.append("on battery: the system may limit the clock")
+    if device.virtual:
+        found.append("a virtual machine: speeds depend on its host's other guests")
+    return found
 
 
 def _tool() -> dict[str, Any]:
