@@ -20,6 +20,15 @@ def _open_missing_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _ignore_interrupts() -> None:
+    """The work is over and its exit code is known: Ctrl-C while Python shuts down must not change it."""
+    import signal
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def main() -> None:
     """The command `edgellm`; ends the process with an exit code of `edgellm.errors`."""
     _open_missing_streams()
@@ -29,4 +38,5 @@ def main() -> None:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # while importing, or while an error is being said
         code = 130
+    _ignore_interrupts()
     sys.exit(code)
