@@ -126,9 +126,9 @@ def bench_decode(n: int) -> None:
     from llama_cpp import llama_cpp as lib
 
     n_tokens, threads = 128, default_threads()
-    prompt = "Write a long story about a lighthouse keeper and the sea."
+    prompt = [{"role": "user", "content": "Write a long story about a lighthouse keeper and the sea."}]
     with api.load("builtin:smollm2", context=1024, threads=threads) as model:
-        ids = model.tokenize(prompt)
+        ids = list(range(1000, 1000 + model.count_tokens(prompt)))
         batcher = model._batcher
         context = batcher._ctx  # type: ignore[attr-defined]
 
