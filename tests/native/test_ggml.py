@@ -24,7 +24,7 @@ NUMPY_DEQUANTIZES = (
 )  # fmt: skip
 # Their lattices take up to 26 seconds to build and no mix writes them, so they are only read here.
 SLOW_TO_WRITE = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M")
-WRITABLE = tuple(name for name in (*NUMPY_DEQUANTIZES, "Q1_0", "Q2_0") if name not in SLOW_TO_WRITE)
+WRITABLE = tuple(name for name in (*NUMPY_DEQUANTIZES, "Q1_0") if name not in SLOW_TO_WRITE)
 NEED_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
 NOT_WRITABLE = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
 

@@ -6,6 +6,7 @@ stdout is the result, stderr is words and progress. Commands are imported when t
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 
 def _open_missing_streams() -> None:
@@ -20,13 +21,25 @@ def _open_missing_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _ignore_interrupts() -> None:
-    """The work is over and its exit code is known: Ctrl-C while Python shuts down must not change it."""
+def _leave(code: int) -> NoReturn:
+    """End the process with this code, whatever Ctrl-C does meanwhile.
+
+    A Ctrl-C that struck while Python ran source from a string (namedtuple makes classes that way during imports) makes
+    the interpreter end by the signal although it was handled; one that comes while it shuts down does the same.
+    """
+    import contextlib
+    import os
     import signal
     import threading
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if code == 130:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main() -> None:
@@ -38,5 +51,4 @@ def main() -> None:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # while importing, or while an error is being said
         code = 130
-    _ignore_interrupts()
-    sys.exit(code)
+    _leave(code)
