@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edgellm.errors import ContextOverflowError
-from edgellm.protocols import Capabilities, Feed, FloatArray, Sampled, SamplingParams
+from edgellm.protocols import Capabilities, Feed, FloatArray, Observation, Observer, Sampled, SamplingParams
 from edgellm.report import RuntimeInfo
 from tests.samples import make_runtime
 
@@ -20,6 +20,14 @@ BOS, END, TURN = 256, 257, 258
 VOCAB_SIZE = 259
 SPECIAL = {"<s>": BOS, "</s>": END, "<turn>": TURN}
 TEMPLATE = "{% for m in messages %}<turn>{{ m.role }}:{{ m.content }}{% endfor %}<turn>assistant:"
+
+
+OBSERVED = ("blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.ffn_up_exps.weight")
+
+
+def input_rows(tokens: Sequence[int]) -> FloatArray:
+    """(n_tokens, 32) what the fake's weights are multiplied with."""
+    return np.stack([np.random.default_rng(token).standard_normal(32, dtype=np.float32) for token in tokens])
 
 
 class FakeBackend:
@@ -42,7 +50,7 @@ class FakeBackend:
         self.add_bos = add_bos
         self.chat_template = chat_template
         self.capabilities = Capabilities(
-            can_truncate=can_truncate, can_copy=can_truncate, can_shift=False, lora=False, observer=False
+            can_truncate=can_truncate, can_copy=can_truncate, can_shift=False, lora=False, observer=True
         )
         self.batchers: list[FakeBatcher] = []
         self.closed = False
@@ -68,8 +76,8 @@ class FakeBackend:
     def is_end(self, token: int) -> bool:
         return token == END
 
-    def open(self, *, n_sequences: int, context: int) -> FakeBatcher:
-        self.batchers.append(FakeBatcher(self, n_sequences, context))
+    def open(self, *, n_sequences: int, context: int, observer: Observer | None = None) -> FakeBatcher:
+        self.batchers.append(FakeBatcher(self, n_sequences, context, observer))
         return self.batchers[-1]
 
     def close(self) -> None:
@@ -79,12 +87,16 @@ class FakeBackend:
 class FakeBatcher:
     """Caches as lists of ids. `feeds` keeps what was fed; `before_step` may raise, as native code may fail."""
 
-    def __init__(self, model: FakeBackend, n_sequences: int, context: int) -> None:
+    def __init__(
+        self, model: FakeBackend, n_sequences: int, context: int, observer: Observer | None = None
+    ) -> None:
         self.n_sequences, self.context = n_sequences, context
         self.feeds: list[Feed] = []
         self.before_step: Callable[[], None] = lambda: None
         self.closed = False
         self._model = model
+        self._observer = observer
+        self._n_observed = 0
         self._cache: list[list[int]] = [[] for _ in range(n_sequences)]
         self._samplers: dict[int, _Sampler] = {}
 
@@ -104,6 +116,8 @@ class FakeBatcher:
 
     def _feed(self, feed: Feed) -> Sampled:
         self.feeds.append(feed)
+        if self._observer:
+            self._show(self._observer, feed.tokens)
         cache = self._cache[feed.sequence]
         rows = []
         for token in feed.tokens:
@@ -117,6 +131,16 @@ class FakeBatcher:
             return Sampled(tokens=[], logits=logits)
         sampler = self._samplers.setdefault(feed.sequence, _Sampler(feed.sampling))
         return Sampled(tokens=[sampler.draw(_logits(cache), self._model.script)], logits=logits)
+
+    def _show(self, observer: Observer, tokens: Sequence[int]) -> None:
+        """Two weights that share their input, and one of four experts of which each token meets two."""
+        self._n_observed += 1
+        rows = input_rows(tokens)
+        experts = np.asarray([(token % 4, (token + 1) % 4) for token in tokens], dtype=np.int32)
+        for weight in OBSERVED:
+            if observer.wants(weight):
+                routed = {"experts": experts, "n_experts": 4} if "_exps" in weight else {}
+                observer.observe(Observation(weight=weight, rows=rows, source=self._n_observed, **routed))
 
     def length(self, sequence: int) -> int:
         self._check(sequence)

@@ -1,12 +1,12 @@
 """The seams: what a room may ask of another without importing it.
 
-A `Backend` is one loaded model; a `Batcher` runs many sequences of it, one native call per step. A `Meter` reads
-energy. Implementations are found by name in `registry`.
+A `Backend` is one loaded model; a `Batcher` runs many sequences of it, one native call per step, and an `Observer`
+sees what its weights are multiplied with. A `Meter` reads energy. Implementations are found by name in `registry`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -17,6 +17,7 @@ from edgellm.formats.records import Record
 from edgellm.report import Reading, RuntimeInfo
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
 Want = Literal["none", "last", "all"]
 
 
@@ -119,6 +120,44 @@ class Batcher(Protocol):
         ...
 
 
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What one weight was multiplied with in one native call.
+
+    Attributes:
+        weight: its name, such as blk.0.ffn_down.weight; a head tied to the embedding is token_embd.weight.
+        rows: (n_rows, n_columns) float32 inputs, read-only; valid only until `observe` returns.
+        experts: (n_rows, n_used) the matrices of the weight that each row meets; None for a plain matrix.
+        n_experts: matrices in the weight, 1 for a plain one.
+        source: a number for the input: weights observed with the same number saw the same rows (query, key and value).
+    """
+
+    weight: str
+    rows: FloatArray
+    experts: IntArray | None = None
+    n_experts: int = 1
+    source: int = 0
+
+    def by_expert(self) -> Iterator[tuple[int, FloatArray]]:
+        """(matrix, the rows it met) for each matrix that met any; of a plain weight (0, all rows)."""
+        if self.experts is None:
+            yield 0, self.rows
+            return
+        for expert in np.unique(self.experts):
+            yield int(expert), self.rows[np.nonzero(self.experts == expert)[0]]
+
+
+class Observer(Protocol):
+    """Sees the inputs of weights while a batcher computes; called in another thread, one call at a time."""
+
+    def wants(self, weight: str) -> bool:
+        """Whether to be shown this weight; asked once per name. What is not wanted costs next to nothing."""
+        ...
+
+    def observe(self, observation: Observation) -> None:
+        """Take what is needed from the rows. What this raises ends the step and is raised by it."""
+        ...
+
+
 class Backend(Protocol):
     """One loaded model."""
 
@@ -151,8 +190,15 @@ class Backend(Protocol):
         """Whether this token ends a generation."""
         ...
 
-    def open(self, *, n_sequences: int, context: int) -> Batcher:
-        """Make caches for that many sequences of `context` tokens each."""
+    def open(self, *, n_sequences: int, context: int, observer: Observer | None = None) -> Batcher:
+        """Make caches for that many sequences of `context` tokens each.
+
+        Args:
+            observer: is shown what weights are multiplied with, in every step.
+
+        Raises:
+            UnsupportedError: an observer was given, and this backend cannot (see `capabilities.observer`).
+        """
         ...
 
     def close(self) -> None:

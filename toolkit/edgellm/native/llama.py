@@ -15,7 +15,7 @@ from edgellm.errors import BackendError, SpecError, UnsupportedError
 from edgellm.native.llama_batcher import LlamaBatcher
 from edgellm.native.llama_library import binding_version, bindings, failure, forget_errors
 from edgellm.native.llama_options import KV_TYPES, LlamaOptions
-from edgellm.protocols import Capabilities
+from edgellm.protocols import Capabilities, Observer
 from edgellm.report import RuntimeInfo
 
 __all__ = ["KV_TYPES", "LlamaBatcher", "LlamaModel", "LlamaOptions"]
@@ -61,7 +61,11 @@ class LlamaModel:
             or self._lib.llama_model_n_swa(self._model)
         )
         self.capabilities = Capabilities(
-            can_truncate=simple_cache, can_copy=simple_cache, can_shift=False, lora=False, observer=False
+            can_truncate=simple_cache,
+            can_copy=simple_cache,
+            can_shift=False,
+            lora=False,
+            observer=not vocab_only,
         )
 
     def _gpu_layers(self) -> int:
@@ -136,10 +140,16 @@ class LlamaModel:
         self._check_open()
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
-    def open(self, *, n_sequences: int = 1, context: int) -> LlamaBatcher:
-        """Make KV caches for that many sequences of `context` tokens each."""
+    def open(self, *, n_sequences: int = 1, context: int, observer: Observer | None = None) -> LlamaBatcher:
+        """Make KV caches for that many sequences of `context` tokens each.
+
+        Raises:
+            UnsupportedError: an observer was given, and this llama.cpp lays out its tensors differently.
+        """
         self._check_open()
-        return LlamaBatcher(self, self._model, self.options, n_sequences=n_sequences, context=context)
+        return LlamaBatcher(
+            self, self._model, self.options, n_sequences=n_sequences, context=context, observer=observer
+        )
 
     def _check_open(self) -> None:
         if not self._model:

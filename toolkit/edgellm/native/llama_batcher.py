@@ -17,9 +17,10 @@ import numpy.typing as npt
 from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
 from edgellm.formats import ggml_types
 from edgellm.native.llama_library import bindings, failure, forget_errors, last_error
+from edgellm.native.llama_observer import GraphObserver
 from edgellm.native.llama_options import FLASH_ATTENTION, LlamaOptions
 from edgellm.native.llama_sampler import Sampler
-from edgellm.protocols import Backend, Feed, FloatArray, Sampled
+from edgellm.protocols import Backend, Feed, FloatArray, Observer, Sampled
 
 MAX_CONTEXT = 1 << 22
 
@@ -28,7 +29,14 @@ class LlamaBatcher:
     """KV caches for several sequences, and one native call per step; a Batcher."""
 
     def __init__(
-        self, model: Backend, handle: Any, options: LlamaOptions, *, n_sequences: int, context: int
+        self,
+        model: Backend,
+        handle: Any,
+        options: LlamaOptions,
+        *,
+        n_sequences: int,
+        context: int,
+        observer: Observer | None = None,
     ) -> None:
         lib = bindings()
         if not 1 <= n_sequences <= lib.llama_max_parallel_sequences():
@@ -49,6 +57,9 @@ class LlamaBatcher:
         params.type_k = params.type_v = ggml_types.BY_NAME[options.kv_type].number
         params.kv_unified = n_sequences == 1
         params.no_perf = True
+        self._observer = GraphObserver(observer) if observer else None
+        if self._observer:
+            params.cb_eval = self._observer.callback
         forget_errors()
         self._ctx = lib.llama_init_from_model(handle, params)
         if not self._ctx:
@@ -73,6 +84,8 @@ class LlamaBatcher:
             ContextOverflowError: a sequence would grow past its context; nothing was appended.
             ValueError: a sequence or token that does not exist, or two feeds for one sequence; nothing was appended.
             BackendError: the native call failed.
+
+        What an observer raised is raised too; `truncate` or `free` the sequences of that step before going on.
         """
         self._check_open()
         for feed in feeds:
@@ -151,7 +164,10 @@ class LlamaBatcher:
         return Sampled(tokens=done.tokens, logits=np.concatenate(rows) if rows else None)
 
     def _decode(self) -> None:
-        code = self._lib.llama_decode(self._ctx, self._batch.struct)
+        def decode() -> int:
+            return int(self._lib.llama_decode(self._ctx, self._batch.struct))
+
+        code = self._observer.run(decode) if self._observer else decode()
         if code == 1:
             raise ContextOverflowError(
                 f"no room in the KV cache of {self.n_sequences} x {self.context} tokens"
