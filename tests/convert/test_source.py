@@ -10,7 +10,7 @@ import pytest
 
 from edgellm.checkpoint import open_checkpoint
 from edgellm.convert import pipeline
-from edgellm.convert.source import PlannedTensor, from_gguf, in_file_order
+from edgellm.convert.source import PlannedTensor, from_gguf, in_file_order, planned
 from edgellm.convert.writer import write_gguf
 from edgellm.errors import UnsupportedError
 from edgellm.formats.gguf import read_gguf
@@ -18,8 +18,8 @@ from tests.support import gguf_files
 from tests.support.tiny_llama import read_source, write_f32, write_tiny_llama
 
 
-def planned(name: str, shape: tuple[int, ...] = (2, 2), rotary_heads: int = 0) -> PlannedTensor:
-    return PlannedTensor(name, shape, np.zeros(shape, dtype=np.float32), rotary_heads=rotary_heads)
+def empty(name: str) -> PlannedTensor:
+    return planned(name, np.zeros((2, 2), dtype=np.float32))
 
 
 def test_tensors_stand_in_llama_cpps_order() -> None:
@@ -32,7 +32,7 @@ def test_tensors_stand_in_llama_cpps_order() -> None:
         "blk.0.z",
         "rope_freqs.weight",
     ]
-    ordered = [t.name for t in in_file_order([planned(name) for name in names])]
+    ordered = [t.name for t in in_file_order([empty(name) for name in names])]
     assert ordered == [
         "output.weight", "rope_freqs.weight", "token_embd.weight", "blk.0.z", "blk.2.a", "blk.2.b", "blk.10.a"
     ]  # fmt: skip
@@ -40,25 +40,7 @@ def test_tensors_stand_in_llama_cpps_order() -> None:
 
 @pytest.mark.parametrize("name", ["blk", "blk.", "blk.\u00b2.x", "blk.x.y", "blk.-1.x", "", "blk.\u0663.x"])
 def test_odd_names_are_outside_the_blocks(name: str) -> None:
-    assert in_file_order([planned("blk.0.a"), planned(name)])[0].name == name
-
-
-@pytest.mark.parametrize(("n_heads", "head_rows"), [(1, 2), (2, 8), (3, 4)])
-def test_rotary_halves_become_pairs(n_heads: int, head_rows: int) -> None:
-    """Within a head, output rows 2i and 2i + 1 are rows i and i + half of the source; all rows are used once."""
-    tensor = planned("q", (n_heads * head_rows, 4), rotary_heads=n_heads)
-    rows = tensor.source_rows(0, n_heads * head_rows).reshape(n_heads, head_rows)
-    for head in range(n_heads):
-        half = np.arange(head_rows // 2)
-        assert rows[head, 0::2].tolist() == (head * head_rows + half).tolist()
-        assert rows[head, 1::2].tolist() == (head * head_rows + head_rows // 2 + half).tolist()
-    assert sorted(rows.ravel().tolist()) == list(range(n_heads * head_rows))
-
-
-def test_a_vector_in_rotary_order_is_moved_weight_by_weight() -> None:
-    tensor = planned("b", (8,), rotary_heads=2)
-    assert (tensor.n_rows, tensor.n_columns) == (8, 1)
-    assert tensor.source_rows(0, 8).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert in_file_order([empty("blk.0.a"), empty(name)])[0].name == name
 
 
 def test_a_gguf_copied_to_its_own_types_is_the_same_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgellm.convert import writer
-from edgellm.convert.source import PlannedTensor, Source
+from edgellm.convert.source import Source, planned
 from edgellm.errors import BadInputError, OutputError
 from edgellm.formats.gguf import read_gguf
 from tests.support.tiny_llama import TYPES, read_source, write_tiny_llama
@@ -50,9 +50,9 @@ def test_the_package_gguf_reads_the_same(tmp_path: Path) -> None:
     assert [t.name for t in reader.tensors] == [t.name for t in source.tensors]
     assert all(t.data_offset % 32 == 0 for t in reader.tensors)
     norm = next(t for t in reader.tensors if t.name == "output_norm.weight")
-    planned = next(t for t in source.tensors if t.name == "output_norm.weight")
-    assert not isinstance(planned.origin, np.ndarray)
-    raw = planned.origin.path.read_bytes()[planned.origin.offset :][: planned.origin.n_bytes]
+    origin = next(t for t in source.tensors if t.name == "output_norm.weight").parts[0].origin
+    assert not isinstance(origin, np.ndarray)
+    raw = origin.path.read_bytes()[origin.offset :][: origin.n_bytes]
     assert norm.data.tobytes() == raw
 
 
@@ -117,7 +117,7 @@ def test_slabs_and_threads_change_no_byte(
 def test_computed_tensors_are_written(tmp_path: Path) -> None:
     source = read_source(write_tiny_llama(tmp_path / "m"))
     values = np.arange(8, dtype=np.float32)
-    extra = PlannedTensor("rope_freqs.weight", values.shape, values, always_f32=True)
+    extra = planned("rope_freqs.weight", values, always_f32=True)
     source = dataclasses.replace(source, tensors=(*source.tensors, extra))
     write(source, tmp_path / "m.gguf")
     tensor = read_gguf(tmp_path / "m.gguf").tensors["rope_freqs.weight"]

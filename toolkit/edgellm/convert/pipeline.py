@@ -126,9 +126,10 @@ def conversion_warnings(source: Source, recipe: Recipe) -> list[str]:
     """What a user should know before trusting the result."""
     lossy = recipes.requantized(source, recipe.tensor_types)
     if not lossy:
-        return []
+        return list(source.notes)
     return [
-        f"the source is already quantized ({', '.join(lossy)}): converting it again loses more than converting the original"
+        *source.notes,
+        f"the source is already quantized ({', '.join(lossy)}): converting it again loses more than converting the original",
     ]
 
 

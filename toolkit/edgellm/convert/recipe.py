@@ -155,6 +155,6 @@ def _steps(source: Source, types: dict[str, str]) -> list[str]:
         counts[kind] = counts.get(kind, 0) + 1
     written = ", ".join(f"{n} x {kind}" for kind, n in sorted(counts.items(), key=lambda row: -row[1]))
     steps = [f"read {len(source.tensors)} tensors from {source.checkpoint.kind.upper()} row by row"]
-    if any(t.rotary_heads for t in source.tensors):
-        steps.append("reorder query and key rows from Hugging Face's rotary halves to GGUF's pairs")
+    if any(t.reordered for t in source.tensors):
+        steps.append("reorder query and key rows from Hugging Face's order to GGUF's")
     return [*steps, f"write {written}"]

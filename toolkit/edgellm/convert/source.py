@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +20,36 @@ from edgellm.shape import ModelShape, n_elements
 
 FLOATS = ("F32", "F16", "BF16")
 _BLOCK = re.compile(r"blk\.([0-9]+)")
+RowOrder = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 ValueType = Literal["UINT32", "INT32", "FLOAT32", "STRING", "BOOL", "UINT64"]
+
+
+class Part(NamedTuple):
+    """Consecutive output rows that come from one place.
+
+    Attributes:
+        origin: where the values are, or the values themselves (float32) if they are computed.
+        n_rows: output rows it gives.
+        order: output row of this part -> row of the origin; None where both have the same order.
+        group_rows: rows among which `order` moves rows; slabs are cut between groups.
+        transposed: the origin is stored (n_in, n_out), so that an output row is one of its columns.
+    """
+
+    origin: SourceTensor | npt.NDArray[np.float32]
+    n_rows: int
+    order: RowOrder | None = None
+    group_rows: int = 1
+    transposed: bool = False
+
+    @property
+    def type_name(self) -> str:
+        """ggml type of the values where they come from."""
+        return "F32" if isinstance(self.origin, np.ndarray) else self.origin.type_name
+
+    def source_rows(self, low: int, high: int) -> npt.NDArray[np.int64]:
+        """Where this part's rows low..high-1 stand in the origin."""
+        rows = np.arange(low, high, dtype=np.int64)
+        return rows if self.order is None else self.order(rows)
 
 
 class PlannedTensor(NamedTuple):
@@ -27,42 +57,47 @@ class PlannedTensor(NamedTuple):
 
     Attributes:
         name, shape: in GGUF's terms, rows first.
-        origin: where its values are, or the values themselves (float32) if they are computed.
-        rotary_heads: > 0 where rows must go from Hugging Face's rotary order (two halves of a head) to GGUF's
-            (interleaved pairs), head by head.
-        always_f32: kept in F32 whatever the recipe says (vectors, norms).
+        parts: where its rows come from, one part after the other.
+        plus: a constant added to every value.
+        always_f32: kept in F32 whatever the recipe says (vectors, norms, routers).
     """
 
     name: str
     shape: tuple[int, ...]
-    origin: SourceTensor | npt.NDArray[np.float32]
-    rotary_heads: int = 0
+    parts: tuple[Part, ...]
+    plus: float = 0.0
     always_f32: bool = False
 
     @property
     def source_type(self) -> str:
-        """ggml type of the values where they come from."""
-        return "F32" if isinstance(self.origin, np.ndarray) else self.origin.type_name
+        """ggml type of the values where they come from; F32 where the parts differ."""
+        kinds = {part.type_name for part in self.parts}
+        return kinds.pop() if len(kinds) == 1 else "F32"
 
     @property
     def n_columns(self) -> int:
-        """Weights that stay together; a vector in rotary order (a bias) is moved one by one."""
-        return 1 if self.rotary_heads and len(self.shape) == 1 else self.shape[-1]
+        """Weights that stay together; a vector whose elements change places is moved one by one."""
+        one_by_one = len(self.shape) == 1 and (len(self.parts) > 1 or self.parts[0].order is not None)
+        return 1 if one_by_one else self.shape[-1]
 
     @property
     def n_rows(self) -> int:
         """Rows, all experts together."""
         return n_elements(self.shape) // self.n_columns
 
-    def source_rows(self, low: int, high: int) -> npt.NDArray[np.int64]:
-        """Where output rows low..high-1 stand in the origin."""
-        rows = np.arange(low, high)
-        if not self.rotary_heads:
-            return rows
-        head_rows = self.n_rows // self.rotary_heads
-        head, within = np.divmod(rows, head_rows)
-        pair, half = np.divmod(within, 2)
-        return np.asarray(head * head_rows + half * (head_rows // 2) + pair)
+    @property
+    def reordered(self) -> bool:
+        """Whether rows change places."""
+        return any(part.order is not None for part in self.parts)
+
+
+def planned(
+    name: str, origin: SourceTensor | npt.NDArray[np.float32], *, always_f32: bool = False
+) -> PlannedTensor:
+    """A tensor that is one origin as it stands."""
+    shape = tuple(origin.shape)
+    n_rows = n_elements(shape[:-1])
+    return PlannedTensor(name, shape, (Part(origin, n_rows),), always_f32=always_f32)
 
 
 class HeaderValue(NamedTuple):
@@ -75,12 +110,18 @@ class HeaderValue(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Everything a recipe needs to know and a writer needs to read; `shape` lists the tensors in the same order."""
+    """Everything a recipe needs to know and a writer needs to read.
+
+    Attributes:
+        shape: lists the tensors in the same order as `tensors`.
+        notes: where the result will differ from the source model, for the user to know.
+    """
 
     checkpoint: Checkpoint
     shape: ModelShape
     tensors: tuple[PlannedTensor, ...]
     header: dict[str, HeaderValue]
+    notes: tuple[str, ...] = ()
 
     def base_types(self) -> dict[str, str]:
         """The type each tensor has before a recipe changes it: F32 for vectors and norms, else the source's."""
@@ -93,7 +134,7 @@ def from_gguf(checkpoint: Checkpoint) -> Source:
     if file is None:
         raise ValueError("not a GGUF checkpoint")
     hyper = gguf_model.read_hyperparameters(file)
-    tensors = in_file_order([PlannedTensor(t.name, t.shape, t) for t in checkpoint.tensors.values()])
+    tensors = in_file_order([planned(t.name, t) for t in checkpoint.tensors.values()])
     unreadable = next((t for t in tensors if t.source_type in {"I8", "I16", "I32", "I64", "F64"}), None)
     if unreadable:
         raise UnsupportedError(

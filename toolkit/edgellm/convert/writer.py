@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures as futures
 import hashlib
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgellm.convert import rows
 from edgellm.convert.source import HeaderValue, PlannedTensor, Source
 from edgellm.errors import BadInputError, OutputError
 from edgellm.formats import ggml_types
@@ -27,6 +27,8 @@ from edgellm.shape import tensor_bytes
 SLAB_WEIGHTS = 1 << 19
 ALIGNMENT = 32
 Progress = Callable[[int], None]
+# (tensor name, first row, rows (n_rows, n_columns) float32, ggml type) -> (n_rows, row_bytes); called from any thread
+Encode = Callable[[str, int, ggml.Floats, str], ggml.Bytes]
 
 
 class Written(NamedTuple):
@@ -45,25 +47,28 @@ def write_gguf(
     *,
     n_workers: int,
     progress: Progress | None = None,
+    encode: Encode | None = None,
 ) -> Written:
     """Write the model to a new file.
 
     Args:
         types: ggml type of every tensor.
         progress: called with the number of weights just written.
+        encode: packs the rows of the tensors that change type; by default ggml's own quantizers.
 
     Raises:
         BadInputError: a source file is shorter than its header said, or holds NaN or infinity.
         OSError: the file cannot be written.
     """
+    encode = encode or _plain_encode
     _write_header(path, source, types, header)
     digest = hashlib.sha256()
     with path.open("r+b") as out:
         while block := out.read(1 << 20):
             digest.update(block)
         data_bytes = 0
-        with _Readers() as readers, futures.ThreadPoolExecutor(n_workers) as pool:
-            for tensor, n_weights, data in _in_order(pool, n_workers, source, types, readers):
+        with rows.Readers() as readers, futures.ThreadPoolExecutor(n_workers) as pool:
+            for tensor, n_weights, data in _in_order(pool, n_workers, source, types, readers, encode):
                 if data is None:
                     padding = bytes(-tensor_bytes(tensor.shape, types[tensor.name]) % ALIGNMENT)
                     out.write(padding)
@@ -113,16 +118,20 @@ def _slabs(source: Source) -> Iterator[tuple[PlannedTensor, int, int]]:
     """(tensor, first row, end row), then (tensor, -1, -1) for the padding after it."""
     for tensor in source.tensors:
         step = max(1, SLAB_WEIGHTS // tensor.n_columns)
-        if tensor.rotary_heads:
-            head_rows = tensor.n_rows // tensor.rotary_heads
-            step = max(head_rows, step // head_rows * head_rows)
+        group = max(part.group_rows for part in tensor.parts)
+        step = max(group, step // group * group)
         for low in range(0, tensor.n_rows, step):
             yield tensor, low, min(low + step, tensor.n_rows)
         yield tensor, -1, -1
 
 
 def _in_order(
-    pool: futures.ThreadPoolExecutor, n_workers: int, source: Source, types: dict[str, str], readers: _Readers
+    pool: futures.ThreadPoolExecutor,
+    n_workers: int,
+    source: Source,
+    types: dict[str, str],
+    readers: rows.Readers,
+    encode: Encode,
 ) -> Iterator[tuple[PlannedTensor, int, memoryview | None]]:
     """Slabs computed by the pool, handed out in file order; a few run ahead."""
     pending: deque[tuple[PlannedTensor, int, futures.Future[memoryview] | None]] = deque()
@@ -130,7 +139,7 @@ def _in_order(
     try:
         for tensor, low, high in _slabs(source):
             job = (
-                pool.submit(_convert_slab, tensor, low, high, types[tensor.name], readers)
+                pool.submit(_convert_slab, tensor, low, high, types[tensor.name], readers, encode)
                 if low >= 0
                 else None
             )
@@ -147,74 +156,34 @@ def _in_order(
                 job.cancel()
 
 
-def _convert_slab(tensor: PlannedTensor, low: int, high: int, to_type: str, readers: _Readers) -> memoryview:
-    n_columns = tensor.n_columns
-    if isinstance(tensor.origin, np.ndarray):
-        rows = tensor.origin.reshape(-1, n_columns)[low:high]
-        return _flat(ggml.quantize_rows(rows, to_type))
-    packed = _read_rows(tensor, low, high, readers)
-    if tensor.source_type == to_type:
-        ggml.check_rows(packed, to_type, tensor.name)
-        return _flat(packed)
-    rows = ggml.dequantize_rows(packed, tensor.source_type, n_columns)
+def _convert_slab(
+    tensor: PlannedTensor, low: int, high: int, to_type: str, readers: rows.Readers, encode: Encode
+) -> memoryview:
+    pieces = [(part, first, last) for part, first, last in rows.parts_of(tensor, low, high)]
+    copied = tensor.source_type == to_type and not tensor.plus
+    if copied and not any(isinstance(part.origin, np.ndarray) for part, _, _ in pieces):
+        packed = [
+            rows.packed_rows(part, tensor.n_columns, first, last, readers) for part, first, last in pieces
+        ]
+        whole = packed[0] if len(packed) == 1 else np.concatenate(packed)
+        ggml.check_rows(whole, to_type, tensor.name)
+        return _flat(whole)
+    floats = [rows.float_rows(part, tensor.n_columns, first, last, readers) for part, first, last in pieces]
+    values = floats[0] if len(floats) == 1 else np.concatenate(floats)
+    if tensor.plus:
+        values = values + np.float32(tensor.plus)
     try:
-        return _flat(ggml.quantize_rows(rows, to_type))
+        return _flat(encode(tensor.name, low, values, to_type))
     except BadInputError as err:
         raise BadInputError(f"tensor {tensor.name!r}, rows {low} to {high - 1}: {err.message}") from err
 
 
-def _flat(rows: ggml.Bytes) -> memoryview:
-    return np.ascontiguousarray(rows).data.cast("B")
+def _plain_encode(_name: str, _first_row: int, values: ggml.Floats, to_type: str) -> ggml.Bytes:
+    return ggml.quantize_rows(values, to_type)
 
 
-def _read_rows(tensor: PlannedTensor, low: int, high: int, readers: _Readers) -> ggml.Bytes:
-    """Output rows low..high-1 as stored in the source, (n_rows, row_bytes) uint8."""
-    origin = tensor.origin
-    assert not isinstance(origin, np.ndarray)
-    row_bytes = ggml_types.BY_NAME[origin.type_name].row_bytes(tensor.n_columns)
-    index = tensor.source_rows(low, high)
-    first, last = int(index.min()), int(index.max())
-    data = readers.read(origin.path, origin.offset + first * row_bytes, (last - first + 1) * row_bytes)
-    block = data.reshape(last - first + 1, row_bytes)
-    return block if not tensor.rotary_heads else block[index - first]
-
-
-class _Readers:
-    """Open source files, read at offsets from any thread."""
-
-    def __init__(self) -> None:
-        self._open: dict[Path, int] = {}
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> _Readers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for fd in self._open.values():
-            os.close(fd)
-        self._open.clear()
-
-    def read(self, path: Path, offset: int, n_bytes: int) -> ggml.Bytes:
-        try:
-            return self._read(path, offset, n_bytes)
-        except OSError as err:
-            raise BadInputError(f"{path}: cannot be read: {err.strerror or err}") from err
-
-    def _read(self, path: Path, offset: int, n_bytes: int) -> ggml.Bytes:
-        with self._lock:
-            fd = self._open.get(path)
-            if fd is None:
-                fd = self._open[path] = os.open(path, os.O_RDONLY)
-        buffer = np.empty(n_bytes, dtype=np.uint8)
-        done = 0
-        while done < n_bytes:
-            got = os.preadv(fd, [buffer.data[done:]], offset + done)
-            if got == 0:
-                raise BadInputError(
-                    f"{path}: ends at byte {offset + done}, its header promises more; was it truncated?"
-                )
-            done += got
-        return buffer
+def _flat(packed: ggml.Bytes) -> memoryview:
+    return np.ascontiguousarray(packed).data.cast("B")
 
 
 def check_free_space(directory: Path, n_bytes: int) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
+
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert.architectures import llama
 from edgellm.convert.architectures.family import Family
 from edgellm.convert.source import Source
 from edgellm.errors import BadInputError, UnsupportedError
-from edgellm.registry import unknown
 
-FAMILIES: dict[str, Family] = {name: family for family in (llama.FAMILY,) for name in family.classes}
+_MODULES = (llama,)
+FAMILIES: dict[str, Family] = {name: module.FAMILY for module in _MODULES for name in module.FAMILY.classes}
 
 
 def read_source(checkpoint: Checkpoint) -> Source:
     """The checkpoint's tensors and header in GGUF's terms (without its vocabulary).
 
     Raises:
-        UnsupportedError: a family not known here; the hint names the nearest.
+        UnsupportedError: a family not known here; the message names the nearest, the hint the other route.
         BadInputError: the configuration and the tensors disagree.
     """
     classes = checkpoint.config.get("architectures")
@@ -24,10 +26,12 @@ def read_source(checkpoint: Checkpoint) -> Source:
         raise BadInputError(
             f"{checkpoint.path / 'config.json'}: `architectures` is {classes!r}, expected a list of names"
         )
-    family = FAMILIES.get(classes[0])
-    if family is None:
+    name = classes[0][:100]
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, list(FAMILIES), n=1, cutoff=0.0)[0]
         raise UnsupportedError(
-            f"{checkpoint.path}: no conversion for {classes[0][:100]!r}",
-            hint=unknown(classes[0][:100], list(FAMILIES), "model class").hint,
+            f"{checkpoint.path}: no conversion to GGUF for {name!r}; the nearest that has one is {near!r}",
+            hint="models that llama.cpp cannot run go to ONNX: export it with optimum; `edgellm convert --format onnx` "
+            "is not in this version",
         )
-    return family.read(checkpoint)
+    return FAMILIES[name].read(checkpoint)

@@ -1,6 +1,6 @@
 """How a family is described, and how a description becomes a `Source`.
 
-A family names its tensors (Hugging Face name -> GGUF name), says which rows are in rotary order, and gives its
+A family names its tensors (Hugging Face name -> GGUF name), says which rows change places, and gives its
 hyper-parameters. Every number is bounded, and every shape is checked against the configuration before it is used.
 """
 
@@ -9,32 +9,54 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from edgellm.checkpoint import Checkpoint
-from edgellm.convert.source import HeaderValue, PlannedTensor, Source, in_file_order
+from edgellm.checkpoint import Checkpoint, SourceTensor
+from edgellm.convert.architectures.hyper import Hyper
+from edgellm.convert.architectures.transforms import Transform
+from edgellm.convert.source import HeaderValue, Part, PlannedTensor, Source, in_file_order
 from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats.plain_json import Fields
-from edgellm.shape import ModelShape
+from edgellm.shape import ModelShape, n_elements
 
-MAX_LAYERS = 1024
-MAX_WIDTH = 1 << 20
-MAX_VOCAB = 1 << 21
+Header = dict[str, HeaderValue]
+
+# The usual shape of each kind of tensor, in names of `Hyper`'s attributes; a bias has its weight's first dimension.
+SHAPES: dict[str, tuple[str, ...]] = {
+    "token_embd.weight": ("vocab_size", "embedding_size"),
+    "output.weight": ("vocab_size", "embedding_size"),
+    "output.bias": ("vocab_size",),
+    "attn_q.weight": ("q_size", "embedding_size"),
+    "attn_k.weight": ("kv_size", "embedding_size"),
+    "attn_v.weight": ("kv_size", "embedding_size"),
+    "attn_qkv.weight": ("qkv_size", "embedding_size"),
+    "attn_output.weight": ("embedding_size", "q_size"),
+    "ffn_gate.weight": ("feed_forward_size", "embedding_size"),
+    "ffn_up.weight": ("feed_forward_size", "embedding_size"),
+    "ffn_down.weight": ("embedding_size", "feed_forward_size"),
+    "ffn_gate_inp.weight": ("n_experts", "embedding_size"),
+    "ffn_gate_exps.weight": ("n_experts", "expert_feed_forward_size", "embedding_size"),
+    "ffn_up_exps.weight": ("n_experts", "expert_feed_forward_size", "embedding_size"),
+    "ffn_down_exps.weight": ("n_experts", "embedding_size", "expert_feed_forward_size"),
+}
+_NORMS = (
+    "attn_norm", "attn_norm_2", "ffn_norm", "output_norm", "token_embd_norm", "post_attention_norm", "post_ffw_norm",
+    "attn_output_norm", "layer_output_norm",
+)  # fmt: skip
+SHAPES |= {f"{norm}.weight": ("embedding_size",) for norm in _NORMS}
+_ALWAYS_F32 = (
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+    "token_types.weight",
+)
+NO_TRANSFORM = Transform()
 
 
-@dataclasses.dataclass(frozen=True)
-class Hyper:
-    """Hyper-parameters every decoder family has."""
+def _nothing(_fields: Fields, _hyper: Hyper) -> list[PlannedTensor]:
+    return []
 
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_size: int
-    embedding_size: int
-    feed_forward_size: int
-    vocab_size: int
-    context_train: int
-    rope_base: float
-    norm_epsilon: float
-    tied: bool
+
+def _no_notes(_fields: Fields, _hyper: Hyper) -> list[str]:
+    return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,32 +65,65 @@ class Family:
 
     Attributes:
         architecture: llama.cpp's name.  classes: Hugging Face class names.
-        outside, per_layer: HF name -> GGUF name; `{i}` in neither: layers are prefixed by `layer_prefix`.
-        rotary: GGUF layer tensors whose rows are in rotary order -> whether they have the KV heads' count.
-        expected_shapes: (GGUF name, Hyper) -> the shape it must have, or None where any will do.
-        header: hyper-parameters beyond the common ones.
+        hyper: reads the hyper-parameters of config.json.
+        outside, per_layer: HF name -> GGUF name; layers are prefixed by `layer_prefix`. Where an HF name holds `{j}`,
+            the tensors j = 0, 1, ... are stacked: as many as `stacked` says.
+        header: hyper-parameters beyond the common ones, without the architecture's prefix.
+        transforms: GGUF kind -> what happens to its rows.
+        shapes: kinds whose shape is not the usual one of `SHAPES`.
+        stacked: GGUF kind -> the `Hyper` attribute that says how many are stacked.
         computed: tensors made from the configuration.
+        optional: GGUF kinds that a checkpoint may lack; all others must be there.
         ignored: HF name endings that hold nothing needed.
+        strip: prefixes that some repositories put before every name.
+        check: refuses what llama.cpp cannot run, and returns notes where the result will differ from the source.
+        slides: llama.cpp runs this family's sliding windows; where it does not, the context ends with the window.
+        is_encoder: gives embeddings and has no output head.
     """
 
     architecture: str
     classes: tuple[str, ...]
+    hyper: Callable[[Fields], Hyper]
     outside: Mapping[str, str]
     per_layer: Mapping[str, str]
-    rotary: Mapping[str, bool]
-    expected_shapes: Callable[[str, Hyper], tuple[int, ...] | None]
-    header: Callable[[Fields, Hyper], dict[str, HeaderValue]]
-    computed: Callable[[Fields, Hyper], list[PlannedTensor]]
+    header: Callable[[Fields, Hyper], Header]
+    transforms: Mapping[str, Transform] = dataclasses.field(default_factory=dict)
+    shapes: Mapping[str, tuple[str | int, ...]] = dataclasses.field(default_factory=dict)
+    stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    computed: Callable[[Fields, Hyper], list[PlannedTensor]] = _nothing
+    optional: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     layer_prefix: str = "model.layers."
+    strip: tuple[str, ...] = ()
+    check: Callable[[Fields, Hyper], list[str]] = _no_notes
+    slides: bool = False
+    is_encoder: bool = False
 
     def read(self, checkpoint: Checkpoint) -> Source:
         """The checkpoint as a `Source` without vocabulary."""
-        where = str(checkpoint.path / "config.json")
-        fields = Fields(checkpoint.config, where)
-        hyper = read_hyper(fields)
+        fields = Fields(checkpoint.config, str(checkpoint.path / "config.json"))
+        hyper = self.hyper(fields)
+        notes = self.check(fields, hyper)
+        if hyper.window and not self.slides and hyper.window < hyper.context_train:
+            notes.append(
+                f"llama.cpp runs {self.architecture} without its sliding window of {hyper.window} tokens: the context ends "
+                "there, where both are still the same"
+            )
+            hyper = dataclasses.replace(hyper, context_train=hyper.window, window=None)
         tensors = in_file_order(self._tensors(checkpoint, hyper) + self.computed(fields, hyper))
-        shape = ModelShape(
+        header = {
+            "general.architecture": HeaderValue("STRING", self.architecture),
+            "general.type": HeaderValue("STRING", "model"),
+            "general.name": HeaderValue("STRING", checkpoint.name),
+        }
+        if checkpoint.licence:
+            header["general.license"] = HeaderValue("STRING", checkpoint.licence)
+        own = common_header(hyper) | self.header(fields, hyper)
+        header |= {f"{self.architecture}.{key}": value for key, value in own.items()}
+        return Source(checkpoint, self._shape(hyper, tensors), tensors, header, tuple(notes))
+
+    def _shape(self, hyper: Hyper, tensors: tuple[PlannedTensor, ...]) -> ModelShape:
+        return ModelShape(
             architecture=self.architecture,
             tensors={t.name: t.shape for t in tensors},
             n_layers=hyper.n_layers,
@@ -78,100 +133,121 @@ class Family:
             vocab_size=hyper.vocab_size,
             context_train=hyper.context_train,
             embedding_size=hyper.embedding_size,
+            window=hyper.window,
+            n_window_layers=hyper.n_window_layers,
+            n_experts=hyper.n_experts,
+            n_experts_used=hyper.n_experts_used,
         )
-        header = {
-            "general.architecture": HeaderValue("STRING", self.architecture),
-            "general.type": HeaderValue("STRING", "model"),
-            "general.name": HeaderValue("STRING", checkpoint.name),
-        }
-        if checkpoint.licence:
-            header["general.license"] = HeaderValue("STRING", checkpoint.licence)
-        header |= self._common_header(hyper) | self.header(fields, hyper)
-        return Source(checkpoint, shape, tensors, header)
 
-    def _tensors(self, checkpoint: Checkpoint, hyper: Hyper) -> list[PlannedTensor]:
-        wanted = {hf: (gguf, gguf) for hf, gguf in self.outside.items()}
+    def _wanted(self, hyper: Hyper) -> dict[str, tuple[str, str, int]]:
+        """HF name -> (GGUF name, GGUF kind, place in its stack)."""
+        wanted = {hf: (gguf, gguf, 0) for hf, gguf in self.outside.items()}
         for i in range(hyper.n_layers):
             for hf, gguf in self.per_layer.items():
-                wanted[f"{self.layer_prefix}{i}.{hf}"] = (f"blk.{i}.{gguf}", gguf)
-        planned = []
+                count = getattr(hyper, self.stacked[gguf]) if gguf in self.stacked else 1
+                for j in range(count):
+                    name = f"{self.layer_prefix}{i}.{hf}".replace("{j}", str(j))
+                    wanted[name] = (f"blk.{i}.{gguf}", gguf, j)
+        return wanted
+
+    def _tensors(self, checkpoint: Checkpoint, hyper: Hyper) -> list[PlannedTensor]:
+        wanted = self._wanted(hyper)
+        found: dict[str, dict[int, SourceTensor]] = {}
+        kinds: dict[str, str] = {}
         for name, tensor in checkpoint.tensors.items():
-            if name.endswith(self.ignored) and self.ignored:
+            bare = self._bare(name)
+            if self.ignored and bare.endswith(self.ignored):
                 continue
-            if name not in wanted:
+            if bare not in wanted:
                 raise UnsupportedError(
                     f"{tensor.path}: tensor {name!r} is not part of a {self.architecture} model of {hyper.n_layers} layers",
                     hint="the checkpoint is of another family, or was changed; check config.json",
                 )
-            gguf_name, kind = wanted[name]
-            if kind == "output.weight" and hyper.tied:
+            gguf_name, kind, place = wanted[bare]
+            if kind.startswith("output.") and hyper.tied:
                 continue
-            expected = self.expected_shapes(kind, hyper)
-            if expected is not None and tensor.shape != expected:
+            stack = found.setdefault(gguf_name, {})
+            if place in stack:
                 raise BadInputError(
-                    f"{tensor.path}: tensor {name!r} has shape {list(tensor.shape)}, config.json implies {list(expected)}"
+                    f"{tensor.path}: tensor {name!r} is there twice, also as {stack[place].name!r}"
                 )
-            heads = 0
-            if kind in self.rotary:
-                heads = hyper.n_kv_heads if self.rotary[kind] else hyper.n_heads
-            vector = len(tensor.shape) == 1 or kind.endswith("_norm.weight")
-            planned.append(
-                PlannedTensor(gguf_name, tensor.shape, tensor, rotary_heads=heads, always_f32=vector)
-            )
-        self._check_complete({t.name for t in planned}, hyper, checkpoint)
-        return planned
+            stack[place], kinds[gguf_name] = tensor, kind
+        self._check_complete(found, wanted, hyper, checkpoint)
+        return [self._plan(name, kinds[name], stack, hyper) for name, stack in found.items()]
 
-    def _check_complete(self, names: set[str], hyper: Hyper, checkpoint: Checkpoint) -> None:
-        needed = {"token_embd.weight", "output_norm.weight"} | (set() if hyper.tied else {"output.weight"})
-        needed |= {
-            f"blk.{i}.{kind}"
-            for i in range(hyper.n_layers)
-            for kind in self.per_layer.values()
-            if kind.endswith(".weight")
-        }
-        missing = sorted(needed - names)
+    def _bare(self, name: str) -> str:
+        for prefix in self.strip:
+            name = name.removeprefix(prefix)
+        return name
+
+    def _plan(self, name: str, kind: str, stack: dict[int, SourceTensor], hyper: Hyper) -> PlannedTensor:
+        transform = self.transforms.get(kind) or self.transforms.get(
+            kind.replace(".bias", ".weight"), NO_TRANSFORM
+        )
+        if kind.endswith(".bias"):
+            transform = transform.for_bias()
+        parts = []
+        expected = self._expected_shape(kind, hyper)
+        for place in range(len(stack)):
+            tensor = stack[place]
+            shape = tensor.shape[::-1] if transform.transposed else tensor.shape
+            whole = (len(stack), *shape) if kind in self.stacked else shape
+            if expected is not None and whole != expected:
+                raise BadInputError(
+                    f"{tensor.path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, config.json implies "
+                    f"{list(expected)}{' in all' if kind in self.stacked else ''}"
+                    f"{', transposed' if transform.transposed else ''}"
+                )
+            order, group_rows = transform.order(hyper, shape[0]) if transform.order else (None, 1)
+            rows = n_elements(shape) if len(shape) == 1 and order else n_elements(shape[:-1])
+            parts.append(Part(tensor, rows, order, group_rows, transform.transposed))
+        vector = len(shape) == 1 or kind.endswith("_norm.weight") or kind in _ALWAYS_F32
+        return PlannedTensor(name, whole, tuple(parts), plus=transform.plus, always_f32=vector)
+
+    def _expected_shape(self, kind: str, hyper: Hyper) -> tuple[int, ...] | None:
+        named = self.shapes.get(kind) or SHAPES.get(kind)
+        if named is None and kind.endswith(".bias"):
+            weight = kind.replace(".bias", ".weight")
+            of_weight = self.shapes.get(weight) or SHAPES.get(weight)
+            named = of_weight[:1] if of_weight else None
+        if named is None:
+            return None
+        return tuple(getattr(hyper, name) if isinstance(name, str) else name for name in named)
+
+    def _check_complete(
+        self,
+        found: dict[str, dict[int, SourceTensor]],
+        wanted: dict[str, tuple[str, str, int]],
+        hyper: Hyper,
+        checkpoint: Checkpoint,
+    ) -> None:
+        missing = [
+            hf
+            for hf, (name, kind, place) in wanted.items()
+            if place not in found.get(name, {})
+            and not (kind in self.optional and name not in found)
+            and not (kind.startswith("output.") and hyper.tied)
+        ]
+        # Two HF names may stand for one tensor; the one that is there will do.
+        present = {(name, place) for name, stack in found.items() for place in stack}
+        missing = [hf for hf in missing if (wanted[hf][0], wanted[hf][2]) not in present]
         if missing:
             raise BadInputError(
                 f"{checkpoint.path}: {len(missing)} tensors are missing, the first is {missing[0]!r}"
             )
 
-    def _common_header(self, hyper: Hyper) -> dict[str, HeaderValue]:
-        numbers = {
-            "block_count": hyper.n_layers,
-            "context_length": hyper.context_train,
-            "embedding_length": hyper.embedding_size,
-            "feed_forward_length": hyper.feed_forward_size,
-            "attention.head_count": hyper.n_heads,
-            "attention.head_count_kv": hyper.n_kv_heads,
-            "vocab_size": hyper.vocab_size,
-        }
-        return {f"{self.architecture}.{key}": HeaderValue("UINT32", value) for key, value in numbers.items()}
 
-
-def read_hyper(fields: Fields) -> Hyper:
-    """The common hyper-parameters of a config.json, bounded and consistent.
-
-    Raises:
-        BadInputError: a number is missing, out of bounds, or contradicts another.
-    """
-    n_heads = fields.integer("num_attention_heads", 1, MAX_WIDTH)
-    embedding_size = fields.integer("hidden_size", 1, MAX_WIDTH)
-    n_kv_heads = fields.integer("num_key_value_heads", 1, n_heads, default=n_heads)
-    head_size = fields.integer("head_dim", 1, 1 << 16, default=embedding_size // n_heads)
-    if n_heads % n_kv_heads or head_size % 2:
-        raise BadInputError(
-            f"{fields.where}: {n_heads} heads, {n_kv_heads} key/value heads and a head size of {head_size} do not fit together"
-        )
-    return Hyper(
-        n_layers=fields.integer("num_hidden_layers", 1, MAX_LAYERS),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_size=head_size,
-        embedding_size=embedding_size,
-        feed_forward_size=fields.integer("intermediate_size", 1, MAX_WIDTH),
-        vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB),
-        context_train=fields.integer("max_position_embeddings", 1, 1 << 30, default=2048),
-        rope_base=fields.number("rope_theta", 1e-3, 1e12, default=10000.0),
-        norm_epsilon=fields.number("rms_norm_eps", 0.0, 1.0, default=1e-6),
-        tied=fields.flag("tie_word_embeddings", default=False),
-    )
+def common_header(hyper: Hyper) -> Header:
+    """What every architecture's header has, without prefix."""
+    numbers = {
+        "block_count": hyper.n_layers,
+        "context_length": hyper.context_train,
+        "embedding_length": hyper.embedding_size,
+        "feed_forward_length": hyper.feed_forward_size,
+        "attention.head_count": hyper.n_heads,
+        "attention.head_count_kv": hyper.n_kv_heads,
+        "vocab_size": hyper.vocab_size,
+    }
+    if hyper.n_experts:
+        numbers |= {"expert_count": hyper.n_experts, "expert_used_count": hyper.n_experts_used}
+    return {key: HeaderValue("UINT32", value) for key, value in numbers.items()}
