@@ -19,7 +19,7 @@ ROWS: tuple[tuple[bool, tuple[str, ...]], ...] = (
     (False, ("formats",)),
     (True, ("shape", "targets", "checkpoint", "artifact", "staging", "workload")),
     (True, ("report", "protocols", "registry")),
-    (True, ("process", "machine", "meters", "native")),
+    (True, ("process", "machine", "meters", "native", "hub")),
     (False, ("convert", "runtime", "planner", "profiler", "cost")),
     (False, ("server", "farm", "doctor")),
     (False, ("api",)),
@@ -37,6 +37,9 @@ ONLY_IN = {
     "gguf": ("convert",),
     "psutil": ("machine", "process"),
     "subprocess": ("machine", "process"),
+    "huggingface_hub": ("hub",),
+    "httpx2": ("hub",),
+    "filelock": ("hub",),
 }
 BANNED_MODULES = {
     "pickle", "marshal", "shelve", "dill", "torch", "transformers", "optimum", "yaml", "requests", "urllib.request",

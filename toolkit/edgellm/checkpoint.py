@@ -43,6 +43,8 @@ class Checkpoint:
         files: every file the conversion reads, for provenance.
         tokenizer_path: tokenizer.json, where there is one.
         gguf: the parsed header, for a GGUF.
+        revision: the commit on the hub, where it came from there.
+        has_weights: False for a plan of a model that is still on the hub: its tensors have shapes and no values.
     """
 
     kind: Literal["hf", "gguf"]
@@ -56,6 +58,8 @@ class Checkpoint:
     chat_template: str | None
     licence: str | None
     gguf: gguf.GGUFFile | None = None
+    revision: str | None = None
+    has_weights: bool = True
 
 
 def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:

@@ -16,6 +16,8 @@
     |  |- UnsupportedError       69  this model, type or feature is not supported here
     |  '- NativeCrash            70  native code died in a child process; carries the signal's name
     |- ResourceError             75  memory or time ran out; trying again with less may work
+    |- NetworkError              69  the network or the hub does not give what was asked for
+    |  '- NetworkInterrupted     75  the same later may work: no answer, too many requests, connection lost
     '- MeterError                69  an energy meter is absent, needs permission or went away
 
 Wrong use from Python (a negative count, a wrong type) is ValueError or TypeError, as everywhere.
@@ -140,6 +142,18 @@ class NativeCrash(BackendError):
 
 class ResourceError(EdgeLLMError):
     """Memory or time ran out."""
+
+    exit_code = 75
+
+
+class NetworkError(EdgeLLMError):
+    """The network or the hub does not give what was asked for."""
+
+    exit_code = 69
+
+
+class NetworkInterrupted(NetworkError):
+    """No answer, too many requests, or a connection lost; what had arrived is kept."""
 
     exit_code = 75
 

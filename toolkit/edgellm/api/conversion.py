@@ -66,7 +66,7 @@ def plan_conversion(
     """
     chosen = find_target(target)
     options = recipes.ConvertOptions(quant=quant, context=context, kv_type=kv_type)
-    source = pipeline.read_source(models.resolve(model))
+    source = pipeline.read_source(models.resolve(model, weights=False))
     recipe = recipes.make_recipe(chosen, source, options)
     place = Path(output) if output is not None else Path(f"{source.checkpoint.name}-{chosen.id}")
     return Plan(
@@ -96,7 +96,7 @@ def convert(
     """Convert a model for a target into a new artifact directory.
 
     Args:
-        model: a Hugging Face directory, a .gguf, an artifact, or builtin:smollm2.
+        model: a Hugging Face directory, a hub id, a .gguf, an artifact, or builtin:smollm2.
         output: the directory to make; by default ./<model>-<target>.
         quant: a name such as Q4_K_M, or auto for the target's recipe.
         verify: compare with the source on a text afterwards: quick (1,024 tokens) or full (at most 32,768).
@@ -116,7 +116,7 @@ def convert(
     staging.check_output_free(final, force=force)
     _check_source_outside(plan.source.checkpoint, final)
     writer.check_free_space(final.parent, plan.needed_bytes)
-    source, note = pipeline.add_vocabulary(plan.source, launch.tokenize_file)
+    source, note = pipeline.add_vocabulary(_with_weights(plan.source, progress), launch.tokenize_file)
     done = 0
     total = source.shape.n_params
 
@@ -182,6 +182,15 @@ def verify(
             hint="choose a type with more bits, or allow more with --max-kl",
         )
     return receipt
+
+
+def _with_weights(source: Source, progress: Progress | None) -> Source:
+    """The same source with its weights on the disk, for a model that was planned from the hub."""
+    if source.checkpoint.has_weights:
+        return source
+    # A tokenizer that cannot be converted is refused before the download, not after it.
+    pipeline.add_vocabulary(source, launch.tokenize_file)
+    return pipeline.read_source(models.with_weights(source.checkpoint, progress))
 
 
 def _check_manifest(opened: Artifact) -> None:

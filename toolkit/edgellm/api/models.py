@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from edgellm import artifact, machine
+from edgellm import artifact, hub, machine
 from edgellm.artifact import Artifact
 from edgellm.checkpoint import Checkpoint, open_checkpoint
 from edgellm.errors import ArtifactError, MissingInputError, SpecError, UnsupportedError
@@ -20,12 +21,20 @@ DEFAULT_CONTEXT = 4096
 FlashAttention = Literal["auto", "on", "off"]
 
 
-def resolve(model: str | Path) -> Checkpoint:
-    """A MODEL argument as a checkpoint: a Hugging Face directory, an artifact, a .gguf, or builtin:smollm2.
+def resolve(
+    model: str | Path, *, weights: bool = True, progress: Callable[[str, int, int], None] | None = None
+) -> Checkpoint:
+    """A MODEL argument as a checkpoint: a Hugging Face directory, a hub id, an artifact, a .gguf, or builtin:smollm2.
+
+    A path that is there wins over a hub id of the same text.
+
+    Args:
+        weights: False fetches only small files and headers of a model that is on the hub: enough for `plan_conversion`.
+        progress: called with (stage, done, total) while a model is downloaded.
 
     Raises:
-        MissingInputError: nothing there.  SpecError: an unknown builtin name.  UnsupportedError: a hub id.
-        BadInputError: malformed files.
+        MissingInputError: nothing there.  SpecError: an unknown builtin name, or no hub id.
+        BadInputError: malformed files.  NetworkError: the hub refuses or does not answer.
     """
     name = str(model)
     if name.startswith("builtin:"):
@@ -38,12 +47,28 @@ def resolve(model: str | Path) -> Checkpoint:
             return found
         tokenizer = Path(opened.tokenizer_path)
         return dataclasses.replace(found, tokenizer_path=tokenizer, files=(*found.files, tokenizer))
-    if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        raise MissingInputError(
-            f"no model at {name!r}",
-            hint="if that is a hub id: download the model first, this version reads local files only",
-        )
+    if not path.exists() and hub.looks_like_id(name):
+        model_id = hub.parse_id(name)
+        return _of_hub(hub.pull(model_id, progress=progress) if weights else hub.plan(model_id))
     return open_checkpoint(path)
+
+
+def with_weights(
+    checkpoint: Checkpoint, progress: Callable[[str, int, int], None] | None = None
+) -> Checkpoint:
+    """The checkpoint with its weights: itself, or what is downloaded now at the commit it was planned from.
+
+    Raises:
+        NetworkError, MissingInputError, BadInputError, OutputError: it did not arrive whole.
+    """
+    if checkpoint.has_weights:
+        return checkpoint
+    return _of_hub(hub.finish(checkpoint.path, progress=progress))
+
+
+def _of_hub(snapshot: hub.Snapshot) -> Checkpoint:
+    found = open_checkpoint(snapshot.path, name=snapshot.name)
+    return dataclasses.replace(found, revision=snapshot.commit, has_weights=snapshot.complete)
 
 
 def _builtin(name: str) -> Checkpoint:

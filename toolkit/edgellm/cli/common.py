@@ -71,7 +71,12 @@ def show_answer(text: str) -> None:
 
 MAX_CONTROL = 0x9F
 ProgressCallback = Callable[[str, int, int], None]
-_STAGES = {"convert": "converting", "verify": "comparing with the source", "hash": "checking hashes"}
+_STAGES = {
+    "download": "downloading",
+    "convert": "converting",
+    "verify": "comparing with the source",
+    "hash": "checking hashes",
+}
 
 
 def print_json(value: Any) -> None:

@@ -68,7 +68,8 @@ def command(
 ) -> None:
     """Convert MODEL for a device.
 
-    MODEL is a Hugging Face directory, a .gguf file, an artifact, or builtin:smollm2, the embedded model.
+    MODEL is a Hugging Face directory, a .gguf file, an artifact, builtin:smollm2 (the embedded model), or a model on the
+    hub: org/name, org/name@revision, org/name/file.gguf. A path that is here wins over the hub; hf://org/name asks the hub.
     """
     from edgellm import api
 

@@ -19,7 +19,7 @@ from edgellm.checkpoint import Checkpoint
 from edgellm.convert import architectures, mixture, tokenizer, writer
 from edgellm.convert import recipe as recipes
 from edgellm.convert.source import HeaderValue, Source, from_gguf
-from edgellm.errors import BadInputError
+from edgellm.errors import BadInputError, EdgeLLMError
 from edgellm.formats import records
 from edgellm.shape import n_elements, tensor_bytes
 from edgellm.targets import Target
@@ -89,6 +89,8 @@ def convert(
 ) -> Manifest:
     """Write model.gguf and tokenizer.json into `into` and return the manifest that describes them."""
     checkpoint = source.checkpoint
+    if not checkpoint.has_weights:
+        raise EdgeLLMError(f"{checkpoint.name}: planned from headers only, so there is nothing to convert yet")
     with _hashing() as submit, _one_line_io_errors(into):
         parents = [submit(path) for path in checkpoint.files]
         written = write_model(into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress)
@@ -102,7 +104,7 @@ def convert(
     return Manifest(
         schema=artifact.MANIFEST_SCHEMA,
         model=checkpoint.name,
-        revision=None,
+        revision=checkpoint.revision,
         architecture=source.shape.architecture,
         format="gguf",
         quant=recipe.quant,
