@@ -14,7 +14,7 @@ from edgellm.checkpoint import open_checkpoint
 from edgellm.convert import mixture, pipeline
 from edgellm.convert.recipe import SMALL_MODEL_WEIGHTS, ConvertOptions, make_recipe, requantized
 from edgellm.convert.source import Source
-from edgellm.errors import SpecError
+from edgellm.errors import DoesNotFitError, SpecError
 from edgellm.formats import ggml_types
 from edgellm.targets import Target
 from tests.convert.test_mixture import MODELS
@@ -90,7 +90,7 @@ def test_tensors_that_fall_back_are_counted_with_their_width(tiny: Source, rpi5:
     )  # all matrices but the head, a rule of its own
 
 
-@pytest.mark.parametrize("name", ["Q4_K_X", "", "IQ2_XXS"])
+@pytest.mark.parametrize("name", ["Q4_K_X", "", "IQ9_XXS"])
 def test_an_unknown_quant(tiny: Source, rpi5: Target, name: str) -> None:
     with pytest.raises(SpecError) as caught:
         make_recipe(rpi5, tiny, ConvertOptions(quant=name))
@@ -127,11 +127,50 @@ def test_a_cache_type_in_any_case(tiny: Source, rpi5: Target) -> None:
 
 
 def test_a_model_that_does_not_fit_is_refused_with_all_numbers(tmp_path: Path, rpi5: Target) -> None:
-    with pytest.raises(SpecError, match="does not fit rpi5") as caught:
+    with pytest.raises(DoesNotFitError, match="does not fit rpi5") as caught:
         make_recipe(rpi5, big(tmp_path, "llama_70b"), ConvertOptions())
-    for words in ("of weights", "of KV cache at 4096 tokens", "it has 8"):
+    for words in ("of weights", "of KV cache", "4096 tokens", "it has 8", "can be used"):
         assert words in str(caught.value)
-    assert "--quant" in str(caught.value.hint)
+    assert "smaller model" in str(caught.value.hint)
+    assert caught.value.table == []
+
+
+def test_what_was_asked_for_is_not_replaced_and_the_table_says_what_would_fit(
+    tmp_path: Path, rpi5: Target
+) -> None:
+    with pytest.raises(DoesNotFitError, match="Q8_0 at 4096 tokens") as caught:
+        make_recipe(rpi5, big(tmp_path, "llama_7b"), ConvertOptions(quant="Q8_0"))
+    heading, *rows = caught.value.table
+    assert heading.split()[:2] == ["type", "context"]
+    assert [row.split()[0] for row in rows] == ["Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K"]
+    assert caught.value.hint == "what would fit: --quant Q6_K --context 1024"
+
+
+@pytest.mark.parametrize(
+    ("target", "model", "quant", "context"),
+    [
+        ("rpi5", "llama_7b", "Q4_0", 4096),
+        ("rpi5", "llama3_8b", "Q4_0", 4096),
+        ("rpi4", "llama_tied", "Q4_K_M", 4096),
+        ("rpi3", "qwen2_tied", "Q5_K_M", 2048),
+    ],
+)
+def test_where_it_is_left_open_something_smaller_is_found(
+    tmp_path: Path, target: str, model: str, quant: str, context: int
+) -> None:
+    recipe = make_recipe(targets.load(target), big(tmp_path, model), ConvertOptions())
+    assert (recipe.quant, recipe.context) == (quant, context)
+    assert sum(recipe.predicted_memory_bytes.values()) <= targets.load(target).usable_ram_bytes
+
+
+def test_kernels_are_named_for_the_targets_instructions(tiny: Source, rpi5: Target) -> None:
+    said = because(make_recipe(rpi5, tiny, ConvertOptions(quant="Q5_0")), "kernels")
+    assert "DOTPROD" in said
+    assert "plain dot products: Q5_0" in said
+    assert because(make_recipe(rpi5, tiny, ConvertOptions(quant="Q8_0")), "kernels").startswith("100%")
+    assert "no repacked kernels" in because(
+        make_recipe(targets.load("rpi4"), tiny, ConvertOptions()), "kernels"
+    )
 
 
 def test_a_longer_context_can_be_what_does_not_fit(tmp_path: Path, rpi5: Target) -> None:
@@ -140,7 +179,7 @@ def test_a_longer_context_can_be_what_does_not_fit(tmp_path: Path, rpi5: Target)
         source, shape=source.shape.__class__(**{**_fields(source), "context_train": 1 << 17})
     )
     assert make_recipe(rpi5, long, ConvertOptions(context=4096)).context == 4096
-    with pytest.raises(SpecError, match="131072 tokens"):
+    with pytest.raises(DoesNotFitError, match="131072 tokens"):
         make_recipe(rpi5, long, ConvertOptions(context=1 << 17))
 
 
@@ -160,7 +199,7 @@ def test_float_weights_are_never_requantized(tiny: Source) -> None:
 def test_steps_say_what_is_read_and_written(tiny: Source, rpi5: Target) -> None:
     recipe = make_recipe(rpi5, tiny, ConvertOptions(quant="Q8_0"))
     assert recipe.steps[0] == "read 21 tensors from HF row by row"
-    assert "rotary" in recipe.steps[1]
+    assert "reorder query and key rows" in recipe.steps[1]
     assert recipe.steps[2] == "write 16 x Q8_0, 5 x F32"
 
 

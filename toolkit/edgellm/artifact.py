@@ -46,6 +46,7 @@ class Recipe(Record):
         kv_type, context: used when it is run, unless the caller says otherwise.
         threads, offload: what the target has; a run uses what the machine it runs on has.
         steps: what will be done, in order.
+        predicted_memory_bytes: what running it is expected to take: weights, kv, compute, program.
     """
 
     format: Literal["gguf", "onnx"]
@@ -57,6 +58,7 @@ class Recipe(Record):
     offload: str
     steps: list[str]
     reasons: list[Reason]
+    predicted_memory_bytes: dict[str, int] = {}
 
     def __post_init__(self) -> None:
         if not 1 <= self.context <= MAX_CONTEXT:

@@ -8,6 +8,7 @@
     |  |- ArtifactError          65  one of our own artifacts fails its hashes or its structure
     |  |- QualityError           65  a converted model is further from its source than allowed
     |  |- ContextOverflowError   65  a prompt that does not fit the context
+    |  |- DoesNotFitError        65  a model that its target cannot hold; carries a table of what would fit
     |  '- IncomparableError      65  two reports that must not be compared
     |- OutputExistsError         73  the output is there already and --force was not given
     |- OutputError               74  the output cannot be written: disk full, read-only, I/O error
@@ -25,6 +26,8 @@ Exit codes follow BSD's sysexits.h; Ctrl-C is 130.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 EXIT_OK = 0
 EXIT_USAGE = 64
@@ -94,6 +97,18 @@ class QualityError(BadInputError):
 
 class ContextOverflowError(BadInputError):
     """A prompt (plus the tokens asked for) that does not fit the context; both numbers are in the message."""
+
+
+class DoesNotFitError(BadInputError):
+    """A model that its target cannot hold.
+
+    Args:
+        table: lines that say what would fit, a heading first.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, table: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.table = list(table)
 
 
 class IncomparableError(BadInputError):

@@ -31,6 +31,9 @@ X86_ISA = (
 ARM_ISA = ("NEON", "DOTPROD", "FP16", "BF16", "I8MM", "SVE", "SVE2", "SME", "AES")
 _NUMBERS = ("cores", "ram_bytes", "bandwidth_bytes_per_s")
 _DEFAULTS = ("quant", "kv_type", "context", "threads", "offload")
+# What is left beside the operating system and other programs. A rule of thumb, not a measurement: a board runs little
+# else, a phone ends an app that takes more than about half.
+USABLE_SHARE: dict[str, float] = {"sbc": 0.85, "desktop": 0.8, "laptop": 0.75, "phone": 0.5, "browser": 0.5}
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
 
 
@@ -104,6 +107,11 @@ class Target(Record):
         if unknown := set(self.isa) - {*X86_ISA, *ARM_ISA}:
             raise ValueError(f"isa has unknown names: {', '.join(sorted(unknown))}")
         self._check_provenance()
+
+    @property
+    def usable_ram_bytes(self) -> int:
+        """Memory that a model may take there: a share of what is fitted, by the kind of device."""
+        return int(self.ram_bytes * USABLE_SHARE[self.kind])
 
     def _check_provenance(self) -> None:
         for name in _NUMBERS:

@@ -141,9 +141,13 @@ def _usage(message: str, hint: str) -> EdgeLLMError:
 def _say(err: EdgeLLMError, *, as_json: bool) -> int:
     if as_json:
         envelope: dict[str, Any] = {"type": type(err).__name__, "message": err.message, "hint": err.hint}
+        if table := getattr(err, "table", None):
+            envelope["table"] = table
         click.echo(json.dumps({"error": {**envelope, "exit_code": err.exit_code}}), err=True)
     else:
         click.echo(f"error: {printable(err.message)}", err=True)
+        for line in getattr(err, "table", ()):
+            click.echo(f"  {printable(line)}", err=True)
         if err.hint:
             click.echo(f"hint: {printable(err.hint)}", err=True)
     return err.exit_code

@@ -6,17 +6,17 @@ Pure: no disk, no native code, no measuring.
 from __future__ import annotations
 
 from edgellm.artifact import Reason, Recipe
-from edgellm.convert import mixture
+from edgellm.convert import fit, kernels, mixture
 from edgellm.convert.source import Source
 from edgellm.errors import SpecError
 from edgellm.formats import ggml_types
 from edgellm.formats.records import Record
 from edgellm.native.llama_options import KV_TYPES
 from edgellm.registry import unknown
+from edgellm.shape import tensor_bytes
 from edgellm.targets import Target
 from edgellm.units import format_bytes, format_count
 
-RUNTIME_OVERHEAD_BYTES = 128 * 1024**2
 SMALL_MODEL_WEIGHTS = 500_000_000
 
 
@@ -32,44 +32,84 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
     """Resolve every choice.
 
     Raises:
-        SpecError: an unknown quantization, or a model that does not fit the target's memory.
+        SpecError: an unknown quantization or option.
+        DoesNotFitError: the target's memory cannot hold the model.
     """
     reasons: list[Reason] = []
-    if options.quant == "auto":
-        quant, because = _auto_quant(target, source)
-        reasons.append(Reason(choice=f"quant {quant.name}", because=because))
-    else:
-        quant = mixture.find(options.quant)
-        reasons.append(Reason(choice=f"quant {quant.name}", because="asked for"))
+    wanted, why_quant = _quant(target, source, options)
+    context, why_context = _context(target, source, options)
+    kv_type, why_kv_type = _kv_type(target, options)
     base_types = source.base_types()
-    types, fallbacks = mixture.named_mix(quant, source.shape, base_types)
-    if fallbacks:
-        width = source.shape.tensors[fallbacks[0]][-1]
-        reasons.append(
-            Reason(
-                choice=f"{len(fallbacks)} tensors in another type than {quant.name}'s mix",
-                because=f"their rows (the first has {width} weights) are not a multiple of the type's block, as in llama.cpp",
-            )
-        )
-    context = _context(target, source, options, reasons)
-    kv_type = _kv_type(target, options, reasons)
+
+    def types_of(name: str) -> dict[str, str]:
+        return mixture.named_mix(mixture.find(name), source.shape, base_types)[0]
+
+    choice = fit.choose(
+        target, source.shape, types_of, quant=wanted.name, context=context, kv_type=kv_type,
+        quant_open=options.quant == "auto", context_open=options.context is None,
+    )  # fmt: skip
+    if choice.quant != wanted.name:
+        why_quant = f"{wanted.name} would not fit {target.id} at {context} tokens"
+    if choice.context != context:
+        why_context = f"{context} tokens would not fit {target.id}"
+    reasons = [
+        Reason(choice=f"quant {choice.quant}", because=why_quant),
+        *_fallbacks(choice.quant, source),
+        Reason(choice=f"context {choice.context}", because=why_context),
+        Reason(choice=f"kv_type {kv_type}", because=why_kv_type),
+    ]
     threads = target.defaults.threads
     if threads is not None:
         reasons.append(
             Reason(choice=f"threads {threads}", because=target.why.get("threads", "the target's default"))
         )
-    _check_fit(target, source, types, context, kv_type, reasons)
+    types = types_of(choice.quant)
+    reasons += [
+        Reason(choice="kernels", because=kernels.said_of(target, _bytes_by_type(source, types))),
+        Reason(
+            choice="fits",
+            because=f"{fit.said(choice.memory)}; {target.id} has {format_bytes(target.ram_bytes)}, of which "
+            f"{format_bytes(target.usable_ram_bytes)} can be used",
+        ),
+    ]
     return Recipe(
         format="gguf",
-        quant=quant.name,
+        quant=choice.quant,
         tensor_types=types,
         kv_type=kv_type,
-        context=context,
+        context=choice.context,
         threads=threads,
         offload=target.defaults.offload,
         steps=_steps(source, types),
         reasons=reasons,
+        predicted_memory_bytes=choice.memory._asdict(),
     )
+
+
+def _quant(target: Target, source: Source, options: ConvertOptions) -> tuple[mixture.Quant, str]:
+    if options.quant == "auto":
+        return _auto_quant(target, source)
+    return mixture.find(options.quant), "asked for"
+
+
+def _fallbacks(quant: str, source: Source) -> list[Reason]:
+    fallbacks = mixture.named_mix(mixture.find(quant), source.shape, source.base_types())[1]
+    if not fallbacks:
+        return []
+    width = source.shape.tensors[fallbacks[0]][-1]
+    return [
+        Reason(
+            choice=f"{len(fallbacks)} tensors in another type than {quant}'s mix",
+            because=f"their rows (the first has {width} weights) are not a multiple of the type's block, as in llama.cpp",
+        )
+    ]
+
+
+def _bytes_by_type(source: Source, types: dict[str, str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, shape in source.shape.tensors.items():
+        found[types[name]] = found.get(types[name], 0) + tensor_bytes(shape, types[name])
+    return found
 
 
 def _auto_quant(target: Target, source: Source) -> tuple[mixture.Quant, str]:
@@ -99,7 +139,7 @@ def requantized(source: Source, types: dict[str, str]) -> list[str]:
     return sorted(lossy)
 
 
-def _context(target: Target, source: Source, options: ConvertOptions, reasons: list[Reason]) -> int:
+def _context(target: Target, source: Source, options: ConvertOptions) -> tuple[int, str]:
     trained = source.shape.context_train
     if options.context is not None:
         if not 1 <= options.context <= trained:
@@ -107,46 +147,20 @@ def _context(target: Target, source: Source, options: ConvertOptions, reasons: l
                 f"context {options.context} is outside 1 to {trained}, the tokens this model was trained for",
                 hint=f"use --context {trained} or less",
             )
-        reasons.append(Reason(choice=f"context {options.context}", because="asked for"))
-        return options.context
-    context = min(target.defaults.context, trained)
-    because = target.why.get("context", "the target's default")
-    if context < target.defaults.context:
-        because = f"the model was trained for {trained} tokens"
-    reasons.append(Reason(choice=f"context {context}", because=because))
-    return context
+        return options.context, "asked for"
+    if trained < target.defaults.context:
+        return trained, f"the model was trained for {trained} tokens"
+    return target.defaults.context, target.why.get("context", "the target's default")
 
 
-def _kv_type(target: Target, options: ConvertOptions, reasons: list[Reason]) -> str:
+def _kv_type(target: Target, options: ConvertOptions) -> tuple[str, str]:
     if options.kv_type == "auto":
-        kv_type: str = target.defaults.kv_type
-        because = target.why.get("kv_type", "the target's default")
+        kv_type, because = str(target.defaults.kv_type), target.why.get("kv_type", "the target's default")
     else:
         kv_type, because = options.kv_type.upper(), "asked for"
     if kv_type not in KV_TYPES:
         raise unknown(options.kv_type, list(KV_TYPES), "KV cache type")
-    reasons.append(Reason(choice=f"kv_type {kv_type}", because=because))
-    return kv_type
-
-
-def _check_fit(
-    target: Target, source: Source, types: dict[str, str], context: int, kv_type: str, reasons: list[Reason]
-) -> None:
-    weights = source.shape.weight_bytes(types)
-    cache = source.shape.kv_bytes(context, kv_type)
-    total = weights + cache + RUNTIME_OVERHEAD_BYTES
-    said = (
-        f"{format_bytes(weights)} of weights + {format_bytes(cache)} of KV cache at {context} tokens + "
-        f"{format_bytes(RUNTIME_OVERHEAD_BYTES)} for the program = {format_bytes(total)}"
-    )
-    if target.ram_bytes is None:
-        return
-    if total > target.ram_bytes:
-        raise SpecError(
-            f"{source.checkpoint.name} does not fit {target.id}: {said}, it has {format_bytes(target.ram_bytes)}",
-            hint="choose a smaller --quant, a shorter --context or a smaller model",
-        )
-    reasons.append(Reason(choice="fits", because=f"{said}; {target.id} has {format_bytes(target.ram_bytes)}"))
+    return kv_type, because
 
 
 def _steps(source: Source, types: dict[str, str]) -> list[str]:
