@@ -139,8 +139,16 @@ class FakeBatcher:
         experts = np.asarray([(token % 4, (token + 1) % 4) for token in tokens], dtype=np.int32)
         for weight in OBSERVED:
             if observer.wants(weight):
-                routed = {"experts": experts, "n_experts": 4} if "_exps" in weight else {}
-                observer.observe(Observation(weight=weight, rows=rows, source=self._n_observed, **routed))
+                routed = "_exps" in weight
+                observer.observe(
+                    Observation(
+                        weight=weight,
+                        rows=rows,
+                        experts=experts if routed else None,
+                        n_experts=4 if routed else 1,
+                        source=self._n_observed,
+                    )
+                )
 
     def length(self, sequence: int) -> int:
         self._check(sequence)

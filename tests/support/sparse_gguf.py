@@ -44,3 +44,26 @@ def write_sparse(
     header_bytes = path.stat().st_size
     os.truncate(path, header_bytes + -header_bytes % 32 + data_bytes)
     return path
+
+
+def write_imatrix(
+    path: Path, entries: Mapping[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]], n_chunks: int = 1
+) -> Path:
+    """An importance matrix as llama-imatrix writes it.
+
+    Args:
+        entries: weight -> sums of squares (n_experts, n_columns) and counts (n_experts, 1), float32.
+    """
+    writer = gguf.GGUFWriter(path, "")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["test.txt"])
+    writer.add_uint32("imatrix.chunk_count", n_chunks)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for name, (sums, counts) in entries.items():
+        writer.add_tensor(f"{name}.in_sum2", sums)
+        writer.add_tensor(f"{name}.counts", counts)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -1,16 +1,17 @@
-"""llama.cpp's named mixes: which type each tensor gets under a name such as Q4_K_M.
+"""llama.cpp's named mixes: which type each tensor gets under a name such as Q4_K_M, and what a user changes in that.
 
-The rules follow llama.cpp's src/llama-quant.cpp (MIT), so that a name means here what it means there: counters run
-in the order of layers and names, and grouped-query attention, experts and a tied head matter. The tests compare
-every tensor with `llama-quantize --dry-run`.
+What may be quantized, what stands in where rows do not fit a type, and what needs an importance matrix follow
+llama.cpp's src/llama-quant.cpp (MIT), as do the choices in `mix_rules`, so that a name means here what it means there.
+The tests compare every tensor with `llama-quantize --dry-run`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from edgellm.convert import mix_rules, name_patterns
 from edgellm.errors import SpecError
 from edgellm.formats import ggml_types
 from edgellm.registry import lookup
@@ -33,10 +34,35 @@ QUANTS: dict[str, Quant] = {
         ("Q8_0", 7, "Q8_0"), ("Q6_K", 18, "Q6_K"),
         ("Q5_K_M", 17, "Q5_K"), ("Q5_K_S", 16, "Q5_K"), ("Q5_1", 9, "Q5_1"), ("Q5_0", 8, "Q5_0"),
         ("Q4_K_M", 15, "Q4_K"), ("Q4_K_S", 14, "Q4_K"), ("Q4_1", 3, "Q4_1"), ("Q4_0", 2, "Q4_0"),
+        ("IQ4_NL", 25, "IQ4_NL"), ("IQ4_XS", 30, "IQ4_XS"), ("MXFP4_MOE", 38, "MXFP4"),
         ("Q3_K_L", 13, "Q3_K"), ("Q3_K_M", 12, "Q3_K"), ("Q3_K_S", 11, "Q3_K"),
-        ("Q2_K", 10, "Q2_K"),
+        ("IQ3_M", 27, "IQ3_S"), ("IQ3_S", 26, "IQ3_S"), ("IQ3_XS", 22, "IQ3_S"), ("IQ3_XXS", 23, "IQ3_XXS"),
+        ("Q2_K", 10, "Q2_K"), ("Q2_K_S", 21, "Q2_K"),
+        ("IQ2_M", 29, "IQ2_S"), ("IQ2_S", 28, "IQ2_XS"), ("IQ2_XS", 20, "IQ2_XS"), ("IQ2_XXS", 19, "IQ2_XXS"),
+        ("IQ1_M", 31, "IQ1_M"), ("IQ1_S", 24, "IQ1_S"), ("TQ2_0", 37, "TQ2_0"), ("TQ1_0", 36, "TQ1_0"),
     )
 }  # fmt: skip
+TENSOR_TYPES = tuple(
+    name
+    for name in ggml_types.BY_NAME
+    if name not in {"F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K", "NVFP4", "Q1_0"}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Overrides:
+    """Types that the user gives to tensors instead of the mix, as to llama-quantize.
+
+    Attributes:
+        patterns: (regular expression, ggml type) in order; the first that is found in a tensor's name decides.
+        output: type of the head, the token embedding if they are one; None leaves it to the mix.
+        token_embedding: type of the token embedding, tied or not.
+    """
+
+    patterns: tuple[tuple[str, str], ...] = ()
+    output: str | None = None
+    token_embedding: str | None = None
+
 
 # Parts of names; of RWKV's time_mix_* the small ones only.
 _KEPT = (
@@ -47,8 +73,19 @@ _KEPT = (
     *(f"time_mix_{part}.weight" for part in ("w0", "w1", "w2", "v0", "v1", "v2", "a0", "a1", "a2", "g1", "g2")),
     *(f"time_mix_decay_{part}.weight" for part in ("w1", "w2")),
 )  # fmt: skip
-_SIZE_70B = {"llama": 80, "qwen2": 80, "olmo": 80, "deci": 80, "jais2": 68}  # layers
-_FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_KEPT_GLM5 = (
+    "hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate", "indexer_compressor_ape",
+    "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight", "ssm_beta.weight", "attn_kv_a_mqa.weight",
+    "attn_k_b.weight", "attn_v_b.weight",
+)  # fmt: skip
+_FALLBACK = {
+    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "TQ1_0": "Q4_0", "TQ2_0": "Q4_0",
+    "IQ4_XS": "IQ4_NL", "IQ3_S": "IQ4_NL", "IQ3_XXS": "IQ4_NL", "IQ2_S": "IQ4_NL", "IQ2_XS": "IQ4_NL",
+    "IQ2_XXS": "IQ4_NL", "IQ1_M": "IQ4_NL", "IQ1_S": "IQ4_NL",
+}  # fmt: skip
+# What is garbage without an importance matrix, except for token embedding and head; Q2_K only under Q2_K_S.
+_NEED_IMPORTANCE = {"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"}
+_NEED_IMPORTANCE_ALWAYS = {"IQ2_XXS", "IQ2_XS", "IQ1_S"}  # ggml's code for these cannot do without
 
 
 def find(name: str) -> Quant:
@@ -60,42 +97,162 @@ def find(name: str) -> Quant:
     return lookup(QUANTS, name.upper(), "quantization type")
 
 
+def parse_override(text: str) -> tuple[str, str]:
+    """`PATTERN=TYPE`, as `blk\\.0\\.ffn_down=Q6_K`, in its two parts.
+
+    Raises:
+        SpecError: there is no such part or type.
+    """
+    pattern, found, kind = text.rpartition("=")
+    if not found or not pattern:
+        raise SpecError(f"tensor type {text!r} is not PATTERN=TYPE", hint=r"for example 'ffn_down=Q6_K'")
+    return pattern, tensor_type(kind)
+
+
+def tensor_type(name: str) -> str:
+    """The ggml type of that name, in any case, if tensors can be written in it.
+
+    Raises:
+        SpecError: there is none; the hint lists all.
+    """
+    return lookup({kind: kind for kind in TENSOR_TYPES}, name.upper(), "tensor type")
+
+
 def named_mix(
-    quant: Quant, shape: ModelShape, base_types: Mapping[str, str]
+    quant: Quant,
+    shape: ModelShape,
+    base_types: Mapping[str, str],
+    *,
+    has_imatrix: bool = False,
+    overrides: Overrides | None = None,
 ) -> tuple[dict[str, str], list[str]]:
     """Type of every tensor, in the order of `shape.tensors`, and the tensors whose type had to fall back.
 
     Args:
         base_types: type of each tensor before quantization; what is not quantized keeps it.
+        has_imatrix: some mixes give other types to some tensors when an importance matrix is used.
 
     Raises:
-        SpecError: a float type was asked for a tensor that cannot have it.
+        SpecError: a tensor is in a layer that the model has not; or an override matches nothing, or cannot be had.
     """
-    rules = _Rules(quant, shape)
-    types: dict[str, str] = {}
+    overrides = overrides or Overrides()
+    if (
+        overrides.output
+        and "output.weight" not in shape.tensors
+        and not ggml_types.BY_NAME[quant.base].quantized
+    ):
+        raise SpecError(
+            f"an output type under {quant.name}: this model's head is its token embedding",
+            hint="use --token-embedding-type",
+        )
+    rules = mix_rules.Rules(
+        quant.name, quant.base, shape, has_imatrix=has_imatrix, output_type=overrides.output
+    )
+    allowed = [n for n, s in shape.tensors.items() if quantizable(n, s, shape.architecture)]
+    chosen = _by_pattern(quant, overrides, allowed)
+    types = dict(base_types)
     fallbacks: list[str] = []
-    for name, tensor_shape in shape.tensors.items():
-        if not quantizable(name, tensor_shape):
-            types[name] = base_types[name]
+    for name in sorted(allowed, key=_file_order):
+        n_columns = shape.tensors[name][-1]
+        asked = _asked_for(name, overrides, chosen)
+        if asked is not None:
+            if n_columns % ggml_types.BY_NAME[asked].block:
+                raise SpecError(
+                    f"{name}: rows of {n_columns} weights cannot be {asked}, whose blocks hold {ggml_types.BY_NAME[asked].block}"
+                )
+            types[name] = asked
             continue
         if not ggml_types.BY_NAME[quant.base].quantized:
             types[name] = quant.base
             continue
-        wanted = rules.choose(name)
-        types[name] = _fit(wanted, tensor_shape[-1])
+        wanted = chosen.get(name) or rules.choose(name)
+        types[name] = _fit(wanted, n_columns)
         if types[name] != wanted:
             fallbacks.append(name)
-    return types, fallbacks
+    return {name: types[name] for name in shape.tensors}, [n for n in shape.tensors if n in set(fallbacks)]
 
 
-def quantizable(name: str, shape: Shape) -> bool:
+def need_importance(quant: Quant, shape: ModelShape, types: Mapping[str, str]) -> list[str]:
+    """Tensors that must not get their type without an importance matrix, by llama-quantize's rule."""
+    found = []
+    for name, tensor_shape in shape.tensors.items():
+        kind = types[name]
+        spared = name in mix_rules.EMBEDDINGS or name == "output.weight"
+        low = kind in _NEED_IMPORTANCE or (kind == "Q2_K" and quant.name == "Q2_K_S")
+        needed = kind in _NEED_IMPORTANCE_ALWAYS or (low and not spared)
+        if needed and quantizable(name, tensor_shape, shape.architecture):
+            found.append(name)
+    return found
+
+
+def check_importance(
+    quant: Quant, shape: ModelShape, types: Mapping[str, str], available: Collection[str]
+) -> None:
+    """Refuse a mix that needs importance for a tensor that has none.
+
+    Args:
+        available: names in the importance matrix; empty where there is no matrix.
+
+    Raises:
+        SpecError: it names the first such tensor and its type.
+    """
+    missing = [name for name in need_importance(quant, shape, types) if name not in available]
+    if not missing:
+        return
+    others = f" (and {len(missing) - 1} more tensors)" if len(missing) > 1 else ""
+    if not available:
+        raise SpecError(
+            f"{quant.name} needs an importance matrix: {missing[0]} in {types[missing[0]]}{others} is noise without",
+            hint="use --imatrix auto, which collects one while converting, or a type from Q2_K on",
+        )
+    raise SpecError(
+        f"the importance matrix has nothing on {missing[0]}, which {quant.name} makes {types[missing[0]]}{others}",
+        hint="use --imatrix auto, or a matrix of this very model",
+    )
+
+
+def quantizable(name: str, shape: Shape, architecture: str = "") -> bool:
     """Whether a mix may change this tensor: matrices called *weight, but for norms, gates and small tables."""
     significant = list(shape)
     while len(significant) > 1 and significant[0] == 1:
         significant.pop(0)
     if len(significant) < 2 or not name.endswith("weight"):
         return False
-    return not any(part in name for part in _KEPT)
+    kept = (*_KEPT, *_KEPT_GLM5) if architecture == "glm5-next" else _KEPT
+    return not any(part in name for part in kept)
+
+
+def _file_order(name: str) -> tuple[int, str]:
+    """Layer by layer, names without a layer first: the order in which llama.cpp's counters run."""
+    match = re.match(r"blk\.(\d+)\.", name)
+    return (int(match[1]) if match else -1, name)
+
+
+def _by_pattern(quant: Quant, overrides: Overrides, names: list[str]) -> dict[str, str]:
+    """Tensor -> type of the first pattern found in its name."""
+    if overrides.patterns and not ggml_types.BY_NAME[quant.base].quantized:
+        raise SpecError(
+            f"tensor types by pattern need a quantized mix to differ from, {quant.name} is none",
+            hint="choose another --quant, such as Q8_0",
+        )
+    chosen: dict[str, str] = {}
+    for pattern, kind in overrides.patterns:
+        matched = name_patterns.matching(pattern, names)
+        if not matched:
+            raise SpecError(
+                f"pattern {pattern!r} matches no tensor that can be quantized",
+                hint=f"names look like {', '.join(names[:3])}" if names else None,
+            )
+        for name in matched:
+            chosen.setdefault(name, kind)
+    return chosen
+
+
+def _asked_for(name: str, overrides: Overrides, chosen: Mapping[str, str]) -> str | None:
+    """The type that --token-embedding-type or --output-tensor-type gives; these hold for float mixes too."""
+    if name in mix_rules.EMBEDDINGS and not (name.startswith("per_layer") and name in chosen):
+        return overrides.token_embedding
+    return overrides.output if name == "output.weight" else None
 
 
 def _fit(kind: str, n_columns: int) -> str:
@@ -104,116 +261,3 @@ def _fit(kind: str, n_columns: int) -> str:
         return kind
     fallback = _FALLBACK.get(kind, kind)
     return fallback if n_columns % ggml_types.BY_NAME[fallback].block == 0 else "F16"
-
-
-def _category(name: str) -> str:
-    if name == "output.weight":
-        return "output"
-    if name in {"token_embd.weight", "per_layer_token_embd.weight"}:
-        return "token_embd"
-    for part in ("attn_qkv", "attn_kv_b", "attn_v", "attn_k", "attn_q", "attn_output"):
-        if f"{part}.weight" in name:
-            return part
-    return next((part for part in ("ffn_up", "ffn_gate", "ffn_down") if part in name), "other")
-
-
-_VALUE_LIKE = {"attn_v", "attn_qkv", "attn_kv_b"}
-
-
-class _Rules:
-    """Counters and facts that the rules look at, for one model."""
-
-    def __init__(self, quant: Quant, shape: ModelShape) -> None:
-        self.quant = quant
-        self.name = quant.name
-        self.falcon = shape.architecture == "falcon"
-        self.n_gqa = shape.n_gqa
-        self.n_experts = max(1, shape.n_experts)
-        self.n_layers = shape.n_layers
-        self.tied = "output.weight" not in shape.tensors
-        self.n_value = sum(_category(name) in _VALUE_LIKE for name in shape.tensors)
-        self.i_value = 0
-        self.i_down = 0
-        self.columns = {name: s[-1] for name, s in shape.tensors.items()}
-        self.is_70b = _SIZE_70B.get(shape.architecture) == shape.n_layers and (
-            shape.architecture != "llama" or (shape.n_heads != shape.n_kv_heads and self.n_experts != 8)
-        )
-
-    def choose(self, name: str) -> str:
-        category = _category(name)
-        if category == "output" or (self.tied and category == "token_embd"):
-            return self._head(name)
-        if category in _VALUE_LIKE:
-            kind = self._value_like(category)
-            self.i_value += 1
-            return kind
-        if category == "attn_k" and self.n_experts == 8:
-            return "Q8_0"
-        if category == "ffn_down":
-            kind = self._down(self._layer(name))
-            self.i_down += 1
-            return kind
-        if category == "attn_output":
-            return self._attention_output()
-        return self.quant.base
-
-    def _head(self, name: str) -> str:
-        base = self.quant.base
-        if self.falcon or self.columns[name] % ggml_types.BY_NAME[base].block:
-            return "Q8_0"
-        return base if base == "Q8_0" else "Q6_K"
-
-    def _value_like(self, category: str) -> str:
-        kind = self.quant.base
-        if self.name == "Q2_K":
-            kind = "Q4_K" if self.n_gqa >= 4 else "Q3_K"
-        elif self.name == "Q3_K_M":
-            kind = "Q5_K" if self.i_value < 2 else "Q4_K"
-        elif self.name == "Q3_K_L":
-            kind = "Q5_K"
-        elif self.name in {"Q4_K_M", "Q5_K_M"} and _use_more_bits(self.i_value, self.n_value):
-            kind = "Q6_K"
-        elif self.name == "Q4_K_S" and self.i_value < 4:
-            kind = "Q5_K"
-        if self.is_70b and kind in {"Q3_K", "Q4_K"}:
-            kind = "Q5_K"
-        return "Q8_0" if self.n_experts == 8 else kind
-
-    def _layer(self, name: str) -> int:
-        if self.n_experts == 1:
-            return self.i_down
-        match = re.match(r"blk\.(\d+)\.", name)
-        if not match or int(match[1]) >= self.n_layers:
-            raise SpecError(f"tensor {name!r} is in no layer from 0 to {self.n_layers - 1}")
-        return int(match[1])
-
-    def _down(self, layer: int) -> str:
-        n = self.n_layers
-        more = _use_more_bits(layer, n)
-        if self.name == "Q2_K":
-            return "Q3_K"
-        if self.name == "Q3_K_M":
-            return "Q5_K" if layer < n // 16 else "Q4_K" if not self.falcon or more else "Q3_K"
-        if self.name == "Q3_K_L":
-            return "Q4_K" if self.falcon else "Q5_K"
-        if self.name == "Q4_K_M":
-            if self.falcon:
-                return "Q6_K" if layer < n // 16 else "Q5_K" if more else "Q4_K"
-            return "Q6_K" if more else "Q4_K"
-        if self.name == "Q5_K_M" and more:
-            return "Q6_K"
-        if self.name == "Q4_K_S" and not self.falcon and layer < n // 8:
-            return "Q5_K"
-        return self.quant.base
-
-    def _attention_output(self) -> str:
-        if self.falcon:
-            return "Q4_K" if self.name == "Q3_K_L" else self.quant.base
-        if self.n_experts == 8:
-            sharper = {"Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M"}
-            return "Q5_K" if self.name in sharper else self.quant.base
-        return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(self.name, self.quant.base)
-
-
-def _use_more_bits(layer: int, n_layers: int) -> bool:
-    return layer < n_layers // 8 or layer >= 7 * n_layers // 8 or (layer - n_layers // 8) % 3 == 2
