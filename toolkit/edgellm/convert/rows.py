@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.checkpoint import SourceTensor
-from edgellm.convert.source import Part, PlannedTensor
+from edgellm.convert.source import LowRank, Part, PlannedTensor
 from edgellm.errors import BadInputError
 from edgellm.formats import ggml_types
 from edgellm.native import ggml
@@ -80,7 +80,26 @@ def float_rows(part: Part, n_columns: int, low: int, high: int, readers: Readers
         values: ggml.Floats = part.origin.reshape(-1, n_columns)[part.source_rows(low, high)]
         return values
     packed = packed_rows(part, n_columns, low, high, readers)
-    return ggml.dequantize_rows(packed, part.type_name, n_columns)
+    floats = ggml.dequantize_rows(packed, part.type_name, n_columns)
+    if part.low_rank is None:
+        return floats
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever encodes the rows refuses what is not finite
+        return floats + _product(part, part.low_rank, low, high, readers)
+
+
+def _product(part: Part, added: LowRank, low: int, high: int, readers: Readers) -> ggml.Floats:
+    """What is added to the part's rows low..high-1, (n_rows, n_columns)."""
+    left, right = added.left, added.right
+    if added.transposed:
+        of_rows = Part(left, left.shape[1], transposed=True)
+        rank = left.shape[0]
+    else:
+        of_rows = part._replace(origin=left, transposed=False, low_rank=None)
+        rank = left.shape[1]
+    factors = float_rows(of_rows, rank, low, high, readers)
+    common = float_rows(Part(right, right.shape[0]), right.shape[1], 0, right.shape[0], readers)
+    product: ggml.Floats = (factors * np.float32(added.scale)) @ (common.T if added.transposed else common)
+    return product
 
 
 def packed_rows(part: Part, n_columns: int, low: int, high: int, readers: Readers) -> ggml.Bytes:

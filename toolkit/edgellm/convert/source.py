@@ -24,6 +24,20 @@ RowOrder = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 ValueType = Literal["UINT32", "INT32", "FLOAT32", "STRING", "BOOL", "UINT64"]
 
 
+class LowRank(NamedTuple):
+    """A product that is added to the rows of a matrix: scale * left @ right.
+
+    Attributes:
+        left: (n_rows of the origin, rank).  right: (rank, n_columns).
+        transposed: both are stored the other way round.
+    """
+
+    left: SourceTensor
+    right: SourceTensor
+    scale: float
+    transposed: bool = False
+
+
 class Part(NamedTuple):
     """Consecutive output rows that come from one place.
 
@@ -33,6 +47,7 @@ class Part(NamedTuple):
         order: output row of this part -> row of the origin; None where both have the same order.
         group_rows: rows among which `order` moves rows; slabs are cut between groups.
         transposed: the origin is stored (n_in, n_out), so that an output row is one of its columns.
+        low_rank: added to the rows, in the order of the origin's outputs.
     """
 
     origin: SourceTensor | npt.NDArray[np.float32]
@@ -40,11 +55,17 @@ class Part(NamedTuple):
     order: RowOrder | None = None
     group_rows: int = 1
     transposed: bool = False
+    low_rank: LowRank | None = None
 
     @property
     def type_name(self) -> str:
         """ggml type of the values where they come from."""
         return "F32" if isinstance(self.origin, np.ndarray) else self.origin.type_name
+
+    @property
+    def stored(self) -> bool:
+        """Whether the values stand in a file as they are."""
+        return not isinstance(self.origin, np.ndarray) and self.low_rank is None
 
     def source_rows(self, low: int, high: int) -> npt.NDArray[np.int64]:
         """Where this part's rows low..high-1 stand in the origin."""

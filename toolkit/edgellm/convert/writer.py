@@ -161,7 +161,7 @@ def _convert_slab(
 ) -> memoryview:
     pieces = [(part, first, last) for part, first, last in rows.parts_of(tensor, low, high)]
     copied = tensor.source_type == to_type and not tensor.plus
-    if copied and not any(isinstance(part.origin, np.ndarray) for part, _, _ in pieces):
+    if copied and all(part.stored for part, _, _ in pieces):
         packed = [
             rows.packed_rows(part, tensor.n_columns, first, last, readers) for part, first, last in pieces
         ]
