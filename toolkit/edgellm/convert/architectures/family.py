@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from edgellm.checkpoint import Checkpoint, SourceTensor
 from edgellm.convert.architectures.hyper import Hyper
 from edgellm.convert.architectures.transforms import Transform
-from edgellm.convert.source import HeaderValue, Part, PlannedTensor, Source, in_file_order
+from edgellm.convert.source import FLOATS, HeaderValue, Part, PlannedTensor, Source, in_file_order
 from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats.plain_json import Fields
 from edgellm.shape import ModelShape, n_elements
@@ -59,6 +59,10 @@ def _no_notes(_fields: Fields, _hyper: Hyper) -> list[str]:
     return []
 
 
+def _none_absent(_fields: Fields, _hyper: Hyper) -> tuple[str, ...]:
+    return ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One model family.
@@ -66,6 +70,8 @@ class Family:
     Attributes:
         architecture: llama.cpp's name.  classes: Hugging Face class names.
         hyper: reads the hyper-parameters of config.json.
+        defaults: what an absent key of config.json means, as in the configuration class of transformers.
+        section: the part of config.json that describes the text model, where it is not the whole.
         outside, per_layer: HF name -> GGUF name; layers are prefixed by `layer_prefix`. Where an HF name holds `{j}`,
             the tensors j = 0, 1, ... are stacked: as many as `stacked` says.
         header: hyper-parameters beyond the common ones, without the architecture's prefix.
@@ -74,7 +80,10 @@ class Family:
         stacked: GGUF kind -> the `Hyper` attribute that says how many are stacked.
         computed: tensors made from the configuration.
         optional: GGUF kinds that a checkpoint may lack; all others must be there.
+        absent: GGUF kinds that a model of this configuration does not have.
+        own_head: llama.cpp wants an output head even where it is the input embedding.
         ignored: HF name endings that hold nothing needed.
+        ignored_prefixes: HF name beginnings of what is no part of the text model.
         strip: prefixes that some repositories put before every name.
         check: refuses what llama.cpp cannot run, and returns notes where the result will differ from the source.
         slides: llama.cpp runs this family's sliding windows; where it does not, the context ends with the window.
@@ -92,7 +101,12 @@ class Family:
     stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)
     computed: Callable[[Fields, Hyper], list[PlannedTensor]] = _nothing
     optional: tuple[str, ...] = ()
+    absent: Callable[[Fields, Hyper], tuple[str, ...]] = _none_absent
+    own_head: bool = False
     ignored: tuple[str, ...] = ()
+    ignored_prefixes: tuple[str, ...] = ()
+    defaults: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    section: str | None = None
     layer_prefix: str = "model.layers."
     strip: tuple[str, ...] = ()
     check: Callable[[Fields, Hyper], list[str]] = _no_notes
@@ -101,16 +115,18 @@ class Family:
 
     def read(self, checkpoint: Checkpoint) -> Source:
         """The checkpoint as a `Source` without vocabulary."""
-        fields = Fields(checkpoint.config, str(checkpoint.path / "config.json"))
+        fields = self._fields(checkpoint)
         hyper = self.hyper(fields)
         notes = self.check(fields, hyper)
+        described = hyper
         if hyper.window and not self.slides and hyper.window < hyper.context_train:
             notes.append(
                 f"llama.cpp runs {self.architecture} without its sliding window of {hyper.window} tokens: the context ends "
                 "there, where both are still the same"
             )
             hyper = dataclasses.replace(hyper, context_train=hyper.window, window=None)
-        tensors = in_file_order(self._tensors(checkpoint, hyper) + self.computed(fields, hyper))
+        found = self._tensors(checkpoint, hyper, self.absent(fields, hyper))
+        tensors = in_file_order(found + self.computed(fields, hyper))
         header = {
             "general.architecture": HeaderValue("STRING", self.architecture),
             "general.type": HeaderValue("STRING", "model"),
@@ -118,9 +134,14 @@ class Family:
         }
         if checkpoint.licence:
             header["general.license"] = HeaderValue("STRING", checkpoint.licence)
-        own = common_header(hyper) | self.header(fields, hyper)
+        own = common_header(hyper) | self.header(fields, described)
         header |= {f"{self.architecture}.{key}": value for key, value in own.items()}
         return Source(checkpoint, self._shape(hyper, tensors), tensors, header, tuple(notes))
+
+    def _fields(self, checkpoint: Checkpoint) -> Fields:
+        whole = Fields(checkpoint.config, str(checkpoint.path / "config.json"))
+        own = whole.section(self.section) if self.section else whole
+        return Fields({**self.defaults, **own.values}, own.where, own.prefix)
 
     def _shape(self, hyper: Hyper, tensors: tuple[PlannedTensor, ...]) -> ModelShape:
         return ModelShape(
@@ -139,24 +160,27 @@ class Family:
             n_experts_used=hyper.n_experts_used,
         )
 
-    def _wanted(self, hyper: Hyper) -> dict[str, tuple[str, str, int]]:
+    def _wanted(self, hyper: Hyper, absent: tuple[str, ...]) -> dict[str, tuple[str, str, int]]:
         """HF name -> (GGUF name, GGUF kind, place in its stack)."""
-        wanted = {hf: (gguf, gguf, 0) for hf, gguf in self.outside.items()}
+        wanted = {hf: (gguf, gguf, 0) for hf, gguf in self.outside.items() if gguf not in absent}
+        per_layer = {hf: gguf for hf, gguf in self.per_layer.items() if gguf not in absent}
         for i in range(hyper.n_layers):
-            for hf, gguf in self.per_layer.items():
+            for hf, gguf in per_layer.items():
                 count = getattr(hyper, self.stacked[gguf]) if gguf in self.stacked else 1
                 for j in range(count):
                     name = f"{self.layer_prefix}{i}.{hf}".replace("{j}", str(j))
                     wanted[name] = (f"blk.{i}.{gguf}", gguf, j)
         return wanted
 
-    def _tensors(self, checkpoint: Checkpoint, hyper: Hyper) -> list[PlannedTensor]:
-        wanted = self._wanted(hyper)
+    def _tensors(
+        self, checkpoint: Checkpoint, hyper: Hyper, absent: tuple[str, ...]
+    ) -> list[PlannedTensor]:
+        wanted = self._wanted(hyper, absent)
         found: dict[str, dict[int, SourceTensor]] = {}
         kinds: dict[str, str] = {}
         for name, tensor in checkpoint.tensors.items():
             bare = self._bare(name)
-            if self.ignored and bare.endswith(self.ignored):
+            if bare.endswith(self.ignored) or name.startswith(self.ignored_prefixes):
                 continue
             if bare not in wanted:
                 raise UnsupportedError(
@@ -164,7 +188,7 @@ class Family:
                     hint="the checkpoint is of another family, or was changed; check config.json",
                 )
             gguf_name, kind, place = wanted[bare]
-            if kind.startswith("output.") and hyper.tied:
+            if kind == "output.weight" and hyper.tied:
                 continue
             stack = found.setdefault(gguf_name, {})
             if place in stack:
@@ -173,6 +197,8 @@ class Family:
                 )
             stack[place], kinds[gguf_name] = tensor, kind
         self._check_complete(found, wanted, hyper, checkpoint)
+        if hyper.tied and self.own_head:
+            found["output.weight"], kinds["output.weight"] = found["token_embd.weight"], "output.weight"
         return [self._plan(name, kinds[name], stack, hyper) for name, stack in found.items()]
 
     def _bare(self, name: str) -> str:
@@ -190,7 +216,13 @@ class Family:
         expected = self._expected_shape(kind, hyper)
         for place in range(len(stack)):
             tensor = stack[place]
+            if tensor.type_name not in FLOATS:
+                raise BadInputError(
+                    f"{tensor.path}: tensor {tensor.name!r} has type {tensor.type_name}; F32, F16 and BF16 can be converted"
+                )
             shape = tensor.shape[::-1] if transform.transposed else tensor.shape
+            if transform.flat:
+                shape = (n_elements(shape),)
             whole = (len(stack), *shape) if kind in self.stacked else shape
             if expected is not None and whole != expected:
                 raise BadInputError(
@@ -226,7 +258,7 @@ class Family:
             for hf, (name, kind, place) in wanted.items()
             if place not in found.get(name, {})
             and not (kind in self.optional and name not in found)
-            and not (kind.startswith("output.") and hyper.tied)
+            and not (kind == "output.weight" and hyper.tied)
         ]
         # Two HF names may stand for one tensor; the one that is there will do.
         present = {(name, place) for name, stack in found.items() for place in stack}

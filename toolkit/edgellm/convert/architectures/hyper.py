@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats.plain_json import Fields
 
-MAX_LAYERS = 1024
+MAX_LAYERS = 512  # as llama.cpp, which aborts above it; so with the experts
 MAX_WIDTH = 1 << 20
 MAX_VOCAB = 1 << 21
-MAX_EXPERTS = 4096
+MAX_EXPERTS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Hyper:
         tied: the output head is the input embedding.
         window: tokens a sliding layer sees; None where nothing slides.
         n_experts, n_experts_used, expert_feed_forward_size: 0 for a dense model.
+        shared_feed_forward_size: width of the expert that sees every token; 0 where there is none.
     """
 
     n_layers: int
@@ -43,6 +44,7 @@ class Hyper:
     n_experts: int = 0
     n_experts_used: int = 0
     expert_feed_forward_size: int = 0
+    shared_feed_forward_size: int = 0
 
     @property
     def q_size(self) -> int:
@@ -113,6 +115,11 @@ def read_hyper(
         share = fields.section("rope_parameters").number(
             "partial_rotary_factor", 0.0, 1.0, default=default_rotary_share
         )
+    rotary_size = int(head_size * share)
+    if rotary_size % 2 or not rotary_size:
+        raise BadInputError(
+            f"{fields.where}: {share:g} of a head of {head_size} rotates, expected an even number of at least 2"
+        )
     usual_width = 4 * embedding_size if four_times else None
     return Hyper(
         n_layers=integer("num_hidden_layers", MAX_LAYERS),
@@ -124,11 +131,41 @@ def read_hyper(
         vocab_size=integer("vocab_size", MAX_VOCAB),
         context_train=integer("max_position_embeddings", 1 << 30, default=default_context),
         rope_base=fields.number(key("rope_theta"), 1e-3, 1e12, default=default_rope_base),
-        rotary_size=int(head_size * share),
+        rotary_size=rotary_size,
         norm_epsilon=fields.number(key("rms_norm_eps"), 0.0, 1.0, default=default_epsilon),
         tied=fields.flag("tie_word_embeddings", default=tied),
         window=fields.integer(key("sliding_window"), 1, 1 << 30, default=None),
     )
+
+
+def check_square(fields: Fields, hyper: Hyper) -> None:
+    """Refuse heads that are not as wide together as the embedding, where llama.cpp's graph expects that.
+
+    Raises:
+        UnsupportedError: they are not.
+    """
+    if hyper.q_size != hyper.embedding_size:
+        raise UnsupportedError(
+            f"{fields.where}: {hyper.n_heads} heads of {hyper.head_size} with an embedding of {hyper.embedding_size}; "
+            "llama.cpp runs this family with heads that are together as wide as the embedding"
+        )
+
+
+def refuse(fields: Fields, flags: Mapping[str, bool]) -> None:
+    """Refuse flags that ask for what llama.cpp's graph of a family does not compute.
+
+    Args:
+        flags: key -> the value that llama.cpp runs, which an absent key means too.
+
+    Raises:
+        UnsupportedError: one has the other value.
+    """
+    for key, works in flags.items():
+        if fields.flag(key, default=works) != works:
+            raise UnsupportedError(
+                f"{fields.where}: {key} is {str(not works).lower()}; llama.cpp runs this family with "
+                f"{str(works).lower()}"
+            )
 
 
 def with_experts(fields: Fields, hyper: Hyper, *, count: str, used: str, width: str) -> Hyper:
@@ -144,6 +181,11 @@ def with_experts(fields: Fields, hyper: Hyper, *, count: str, used: str, width: 
         n_experts_used=fields.integer(used, 1, n_experts),
         expert_feed_forward_size=fields.integer(width, 1, MAX_WIDTH),
     )
+
+
+# Names of one function in transformers, and of the exact one that it approximates.
+TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
+EXACT_GELU = ("gelu", "gelu_python")
 
 
 def check_activation(

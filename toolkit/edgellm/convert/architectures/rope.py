@@ -14,6 +14,7 @@ from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats.plain_json import Fields
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
+WITHOUT_FACTORS = ("default", "linear", "dynamic", "yarn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,15 @@ def read_rope(fields: Fields, hyper: Hyper) -> Rope:
     """The rope of a config.json; newer configurations call the section rope_parameters.
 
     Raises:
-        UnsupportedError: a kind of scaling that is not known.
+        UnsupportedError: a kind of scaling that is not known, or a rope of its own for each kind of layer.
     """
     for name in ("rope_parameters", "rope_scaling"):
         if name in fields:
             section = fields.section(name)
+            if "full_attention" in section or "sliding_attention" in section:
+                raise UnsupportedError(
+                    f"{fields.where}: {name} has a rope for each kind of layer; llama.cpp runs this family with one for all"
+                )
             kind = section.text("rope_type", default=None) or section.text("type", default=None)
             if kind is None and "factor" in section:
                 raise BadInputError(f"{fields.where}: {name} has a factor but no rope_type")
@@ -44,6 +49,24 @@ def read_rope(fields: Fields, hyper: Hyper) -> Rope:
                 )
             return Rope(kind, section.number("rope_theta", 1e-3, 1e12, default=hyper.rope_base), section)
     return Rope("default", hyper.rope_base, fields)
+
+
+def check_rope(fields: Fields, hyper: Hyper, kinds: tuple[str, ...]) -> list[str]:
+    """Notes on the scaling; refuses one that llama.cpp's graph of a family does not compute.
+
+    Raises:
+        UnsupportedError: the kind is none of `kinds`.
+    """
+    kind = read_rope(fields, hyper).kind
+    if kind not in kinds:
+        raise UnsupportedError(
+            f"{fields.where}: rope scaling {kind!r}; llama.cpp runs this family with {', '.join(kinds)}"
+        )
+    if kind == "dynamic":
+        return [
+            f"llama.cpp has no dynamic rope scaling: the context ends after {hyper.context_train} tokens, where it would begin"
+        ]
+    return []
 
 
 def rope_header(fields: Fields, hyper: Hyper) -> dict[str, HeaderValue]:
@@ -99,16 +122,34 @@ def _yarn_header(section: Fields, hyper: Hyper) -> dict[str, HeaderValue]:
         "rope.scaling.factor": HeaderValue("FLOAT32", factor),
         "rope.scaling.original_context_length": HeaderValue("UINT32", original),
     }
-    if "mscale" in section or "mscale_all_dim" in section:
-        raise UnsupportedError(f"{section.where}: yarn with mscale is not supported")
-    for key in ("beta_fast", "beta_slow"):
-        if key in section:
-            header[f"rope.scaling.yarn_{key}"] = HeaderValue("FLOAT32", section.number(key, 0.0, 1e6))
-    if "attention_factor" in section:
-        header["rope.scaling.yarn_attn_factor"] = HeaderValue(
-            "FLOAT32", section.number("attention_factor", 1e-3, 1e3)
+    if not section.flag("truncate", default=True):
+        raise UnsupportedError(
+            f"{section.where}: {section.prefix}truncate is false; llama.cpp rounds the range that yarn stretches"
         )
+    for key in ("beta_fast", "beta_slow"):
+        if section.number(key, 0.0, 1e6, default=0.0):
+            header[f"rope.scaling.yarn_{key}"] = HeaderValue("FLOAT32", section.number(key, 0.0, 1e6))
+    # llama.cpp scales attention as the paper says, ignores its key for another factor, and multiplies by this one.
+    share = _yarn_attention_factor(section, factor) / _yarn_scale(factor, 1.0)
+    if not math.isclose(share, 1.0, rel_tol=1e-6):
+        header["rope.scaling.attn_factor"] = HeaderValue("FLOAT32", share)
     return header
+
+
+def _yarn_scale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+
+
+def _yarn_attention_factor(section: Fields, factor: float) -> float:
+    """Hugging Face's: the section's own, else from `mscale` and `mscale_all_dim` if both are there, else the paper's."""
+    given = section.number("attention_factor", 1e-3, 1e3, default=None)
+    if given is not None:
+        return given
+    above = section.number("mscale", 0.0, 1e3, default=0.0)
+    below = section.number("mscale_all_dim", 0.0, 1e3, default=0.0)
+    if above and below:
+        return _yarn_scale(factor, above) / _yarn_scale(factor, below)
+    return _yarn_scale(factor, 1.0)
 
 
 def _original_context(fields: Fields, section: Fields) -> int:
