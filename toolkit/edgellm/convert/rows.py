@@ -98,7 +98,8 @@ def _product(part: Part, added: LowRank, low: int, high: int, readers: Readers) 
         rank = left.shape[1]
     factors = float_rows(of_rows, rank, low, high, readers)
     common = float_rows(Part(right, right.shape[0]), right.shape[1], 0, right.shape[0], readers)
-    product: ggml.Floats = (factors * np.float32(added.scale)) @ (common.T if added.transposed else common)
+    scaled: ggml.Floats = np.multiply(factors, np.float32(added.scale))
+    product: ggml.Floats = np.matmul(scaled, common.T if added.transposed else common)
     return product
 
 
