@@ -17,11 +17,13 @@ from edgellm.formats.records import read_bounded
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MAX_TEMPLATE_BYTES = 1 << 20
-_SAFETENSORS_TYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 
 class SourceTensor(NamedTuple):
-    """A tensor that can be read: its ggml type, its shape (rows first) and where its bytes are."""
+    """A tensor that can be read: its type, its shape (rows first) and where its bytes are.
+
+    The type is ggml's name. Old repositories hold masks of other types (BOOL), which a family skips or refuses.
+    """
 
     name: str
     type_name: str
@@ -97,13 +99,8 @@ def _open_directory(directory: Path, name: str) -> Checkpoint:
                 raise BadInputError(
                     f"{shard}: tensor {view.name!r} is also in {tensors[view.name].path.name}"
                 )
-            type_name = _SAFETENSORS_TYPES.get(view.dtype)
-            if type_name is None:
-                raise BadInputError(
-                    f"{shard}: tensor {view.name!r} has type {view.dtype}; F32, F16 and BF16 can be converted"
-                )
             tensors[view.name] = SourceTensor(
-                view.name, type_name, view.shape, shard, view.offset, view.n_bytes
+                view.name, view.dtype, view.shape, shard, view.offset, view.n_bytes
             )
     tokenizer_path = _optional(directory, "tokenizer.json")
     tokenizer_config_path = _optional(directory, "tokenizer_config.json")

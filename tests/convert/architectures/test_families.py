@@ -30,9 +30,14 @@ def theirs(made: dict[str, Made], tmp_path_factory: pytest.TempPathFactory) -> d
 
 @pytest.mark.parametrize("name", ROWS)
 def test_distributions_equal_those_of_transformers(made: dict[str, Made], name: str, tmp_path: Path) -> None:
+    row, reference = ROWS[name], made[name].reference
     source = tiny_models.read_source(made[name].directory)
     seen = tiny_models.our_logits(tiny_models.write_f32(source, tmp_path / "model.gguf"))
-    assert kl_divergence(made[name].reference, seen) < EQUAL_NATS
+    n = row.n_tokens
+    assert kl_divergence(reference[:n], seen[:n]) < row.within_nats
+    if n < len(reference):
+        assert source.shape.context_train == n
+        assert kl_divergence(reference[n:], seen[n:]) > WRONG_NATS
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -47,7 +52,8 @@ def test_a_wrong_conversion_is_noticed(
 ) -> None:
     source = ROWS[name].controls[control](tiny_models.read_source(made[name].directory))
     seen = tiny_models.our_logits(tiny_models.write_f32(source, tmp_path / "model.gguf"))
-    assert kl_divergence(made[name].reference, seen) > WRONG_NATS
+    n = ROWS[name].n_tokens
+    assert kl_divergence(made[name].reference[:n], seen[:n]) > max(WRONG_NATS, ROWS[name].within_nats)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -58,8 +64,10 @@ def test_tensors_and_header_equal_those_of_llama_cpps_converter(
         tiny_models.write_f32(tiny_models.read_source(made[name].directory), tmp_path / "model.gguf")
     )
     other = read_gguf(theirs[name])
-    assert set(ours.tensors) == set(other.tensors)
+    tensors = set(ours.tensors) ^ set(other.tensors)
     for tensor, expected in other.tensors.items():
+        if tensor in tensors:
+            continue
         found = ours.tensors[tensor]
         assert (found.shape, found.type_name) == (expected.shape, expected.type_name), tensor
         mine = (tmp_path / "model.gguf").read_bytes()[found.offset :][: found.n_bytes]
@@ -70,4 +78,4 @@ def test_tensors_and_header_equal_those_of_llama_cpps_converter(
     }
     seen = {k: tiny_models.describe(ours.metadata[k].value) if k in ours.metadata else None for k in wanted}
     different = {key for key in wanted if wanted[key] != seen[key]}
-    assert different == set(ROWS[name].theirs), {key: (seen[key], wanted[key]) for key in different}
+    assert different | tensors == set(ROWS[name].theirs), {key: (seen[key], wanted[key]) for key in different}

@@ -23,7 +23,9 @@ class Row:
         controls: name -> a wrong conversion, whose divergence must be seen.
         saved: keys of config.json that are changed after saving, as old repositories have them; None removes one.
         renamed: (old, new) prefix of every tensor's name, as some repositories have them.
-        theirs: GGUF keys in which llama.cpp's converter differs, with the reason.
+        theirs: GGUF keys and tensors in which llama.cpp's converter differs, with the reason.
+        n_tokens: tokens compared; fewer than all where llama.cpp has no window and the context ends with it.
+        within_nats: how near the distributions are; more only where llama.cpp computes another function.
         embeds: an encoder: its embeddings are compared, not its logits.
         tokens: kind of tokenizer beside it.
     """
@@ -36,6 +38,8 @@ class Row:
     saved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     renamed: tuple[str, str] | None = None
     theirs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    n_tokens: int = 256
+    within_nats: float = 1e-4
     embeds: bool = False
     tokens: str = "byte-level BPE"
 
@@ -45,6 +49,15 @@ def unordered(ending: str) -> Change:
 
     def change(source: Source) -> Source:
         return _each(source, ending, lambda part: part._replace(order=None))
+
+    return change
+
+
+def untransposed(ending: str) -> Change:
+    """Read these tensors, which are square, as if they were not stored transposed."""
+
+    def change(source: Source) -> Source:
+        return _each(source, ending, lambda part: part._replace(transposed=False))
 
     return change
 
