@@ -49,6 +49,7 @@ class ModelShape(Record):
         n_window_layers: how many layers slide.
         n_experts, n_experts_used: 0 for a dense model.
         vocab_size, context_train: tokens in the vocabulary; the longest context seen in training.
+        is_encoder: gives embeddings and keeps no KV cache.
     """
 
     architecture: str
@@ -65,6 +66,7 @@ class ModelShape(Record):
     n_window_layers: int = 0
     n_experts: int = 0
     n_experts_used: int = 0
+    is_encoder: bool = False
 
     @property
     def n_params(self) -> int:
@@ -88,8 +90,10 @@ class ModelShape(Record):
         """Bytes of one sequence's KV cache at `context` tokens.
 
         Definition: sum over layers of tokens kept * n_kv_heads * (key + value head size) * bytes per element;
-        a sliding layer keeps at most `window` tokens, and `batch_tokens` that are being computed.
+        a sliding layer keeps at most `window` tokens, and `batch_tokens` that are being computed. An encoder keeps none.
         """
+        if self.is_encoder:
+            return 0
         value_size = self.value_head_size or self.head_size
         kind = ggml_types.BY_NAME[kv_type]
         per_token = (

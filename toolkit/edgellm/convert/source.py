@@ -175,6 +175,7 @@ def from_gguf(checkpoint: Checkpoint) -> Source:
         window=hyper.window,
         n_experts=hyper.n_experts,
         n_experts_used=hyper.n_experts_used,
+        is_encoder=hyper.architecture in gguf_model.ENCODERS,
     )
     # The writer aligns by the default, and writes one file.
     kept = {k: v for k, v in file.metadata.items() if k != "general.alignment" and not k.startswith("split.")}

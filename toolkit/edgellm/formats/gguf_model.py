@@ -21,9 +21,15 @@ MAX_EXPERTS = 1024
 MAX_HEADS = 1 << 16
 MAX_WIDTH = 1 << 24
 MAX_CONTEXT = 1 << 31
+MAX_POOLING_TYPE = 4
 
 # Families whose blocks have a state in place of attention heads.
 RECURRENT = frozenset(["mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "wavtokenizer-dec"])
+# Families that give embeddings and for which llama.cpp keeps no KV cache.
+ENCODERS = frozenset(
+    ["bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "eurobert",
+     "gemma-embedding"]
+)  # fmt: skip
 
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
@@ -88,6 +94,8 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
     n_heads, n_kv_heads, first_heads = _heads(fields, n_layers, architecture in RECURRENT)
     head_size_k, head_size_v = _head_sizes(fields, embedding_size, first_heads)
     n_experts, n_experts_used = _experts(fields, n_layers, architecture)
+    if architecture in ENCODERS and head_size_k != head_size_v:  # the graph asserts it
+        raise fields.wrong("attention.value_length", head_size_v, f"{head_size_k}, as the keys")
     _check_numbers(fields)
     vocab_size = _vocab_size(file, fields)
     _check_embedding(file, vocab_size, embedding_size)
@@ -200,6 +208,7 @@ def _check_numbers(fields: Fields) -> None:
     for name in ("layer_norm_epsilon", "layer_norm_rms_epsilon", "group_norm_epsilon"):
         fields.number(f"attention.{name}", 0.0, 1.0, default=0.0)
     fields.number("rope.freq_base", 0.0, 1e12, default=1e4)
+    fields.integer("pooling_type", 0, MAX_POOLING_TYPE, default=0)
     scaling = fields.text("rope.scaling.type", default="none", max_chars=64)
     if scaling not in _ROPE_SCALINGS:
         raise fields.wrong("rope.scaling.type", scaling, f"one of {', '.join(_ROPE_SCALINGS)}")

@@ -34,13 +34,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         MissingInputError: there is no such file.
         BadInputError: larger, not a regular file, or refused by `parse_json`.
     """
-    with open_regular(path) as (file, n_bytes):
-        if n_bytes > max_bytes:
-            raise BadInputError(f"{path.name}: {n_bytes} bytes, more than the {max_bytes} allowed")
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise BadInputError(f"{path.name}: more than the {max_bytes} bytes allowed")
-    return parse_json(content, path.name)
+    return parse_json(_read_bounded(path, max_bytes), path.name)
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
@@ -53,6 +47,21 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         BadInputError: not UTF-8, not JSON, nested deeper than 64 levels, a duplicate key, NaN or infinity,
             half a surrogate pair, or something else than an object at the top.
     """
+    value = _parse(data, where)
+    if not isinstance(value, dict):
+        raise BadInputError(f"{where}: the top level is {_kind(value)}, expected an object")
+    return value
+
+
+def read_json_array(path: Path, max_bytes: int = MAX_JSON_BYTES) -> list[Any]:
+    """Read a JSON array, under the same rules as `read_json`."""
+    value = _parse(_read_bounded(path, max_bytes), path.name)
+    if not isinstance(value, list):
+        raise BadInputError(f"{path.name}: the top level is {_kind(value)}, expected an array")
+    return value
+
+
+def _parse(data: bytes, where: str) -> Any:
     text = _decode(data, where)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,8 +89,6 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         raise BadInputError(f"{where}: not JSON: {err.msg} at line {err.lineno} column {err.colno}") from None
     except ValueError:  # int() refuses numbers of more than 4,300 digits
         raise BadInputError(f"{where}: a number has too many digits") from None
-    if not isinstance(value, dict):
-        raise BadInputError(f"{where}: the top level is {_kind(value)}, expected an object")
     _check_depth(value, where)
     if _SURROGATE_ESCAPE.search(data):
         try:
@@ -89,6 +96,16 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         except UnicodeEncodeError:
             raise BadInputError(f"{where}: a string holds half of a surrogate pair") from None
     return value
+
+
+def _read_bounded(path: Path, max_bytes: int) -> bytes:
+    with open_regular(path) as (file, n_bytes):
+        if n_bytes > max_bytes:
+            raise BadInputError(f"{path.name}: {n_bytes} bytes, more than the {max_bytes} allowed")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise BadInputError(f"{path.name}: more than the {max_bytes} bytes allowed")
+    return content
 
 
 def _decode(data: bytes, where: str) -> str:
@@ -102,7 +119,7 @@ def _decode(data: bytes, where: str) -> str:
         ) from None
 
 
-def _check_depth(value: dict[str, Any], where: str) -> None:
+def _check_depth(value: Any, where: str) -> None:
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -224,7 +241,7 @@ class Fields:
 
 def _kind(value: object) -> str:
     names = {list: "an array", str: "a string", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value), "null")
+    return "an object" if isinstance(value, dict) else names.get(type(value), "null")
 
 
 def _short(value: object) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert.architectures import llama
+from edgellm.convert.architectures import bert, distilbert, llama, nomic_bert
 from edgellm.convert.architectures.family import Family
+from edgellm.convert.architectures.hyper import ONNX_HINT
 from edgellm.convert.source import Source
 from edgellm.errors import BadInputError, UnsupportedError
 
-_MODULES = (llama,)
+_MODULES = (llama, bert, distilbert, nomic_bert)
 FAMILIES: dict[str, Family] = {name: module.FAMILY for module in _MODULES for name in module.FAMILY.classes}
 
 
@@ -27,11 +28,15 @@ def read_source(checkpoint: Checkpoint) -> Source:
             f"{checkpoint.path / 'config.json'}: `architectures` is {classes!r}, expected a list of names"
         )
     name = classes[0][:100]
+    for module in _MODULES:
+        if name in module.FAMILY.refused:
+            raise UnsupportedError(
+                f"{checkpoint.path}: {name} cannot be converted to GGUF: {module.FAMILY.refused[name]}", hint=ONNX_HINT
+            )
     if name not in FAMILIES:
         near = difflib.get_close_matches(name, list(FAMILIES), n=1, cutoff=0.0)[0]
         raise UnsupportedError(
             f"{checkpoint.path}: no conversion to GGUF for {name!r}; the nearest that has one is {near!r}",
-            hint="models that llama.cpp cannot run go to ONNX: export it with optimum; `edgellm convert --format onnx` "
-            "is not in this version",
+            hint=ONNX_HINT,
         )
     return FAMILIES[name].read(checkpoint)

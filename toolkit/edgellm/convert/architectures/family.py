@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from edgellm.checkpoint import Checkpoint, SourceTensor
 from edgellm.convert.architectures.hyper import Hyper
+from edgellm.convert.architectures.pooling import read_pooling
 from edgellm.convert.architectures.transforms import Transform
 from edgellm.convert.source import FLOATS, HeaderValue, Part, PlannedTensor, Source, in_file_order
 from edgellm.errors import BadInputError, UnsupportedError
@@ -69,6 +70,7 @@ class Family:
 
     Attributes:
         architecture: llama.cpp's name.  classes: Hugging Face class names.
+        refused: class names of the family that cannot be converted -> why.
         hyper: reads the hyper-parameters of config.json.
         defaults: what an absent key of config.json means, as in the configuration class of transformers.
         section: the part of config.json that describes the text model, where it is not the whole.
@@ -85,6 +87,7 @@ class Family:
         ignored: HF name endings that hold nothing needed.
         ignored_prefixes: HF name beginnings of what is no part of the text model.
         strip: prefixes that some repositories put before every name.
+        prefixes: beginning of an HF name -> what stands there in `outside` and `per_layer`.
         check: refuses what llama.cpp cannot run, and returns notes where the result will differ from the source.
         slides: llama.cpp runs this family's sliding windows; where it does not, the context ends with the window.
         is_encoder: gives embeddings and has no output head.
@@ -109,9 +112,11 @@ class Family:
     section: str | None = None
     layer_prefix: str = "model.layers."
     strip: tuple[str, ...] = ()
+    prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     check: Callable[[Fields, Hyper], list[str]] = _no_notes
     slides: bool = False
     is_encoder: bool = False
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, checkpoint: Checkpoint) -> Source:
         """The checkpoint as a `Source` without vocabulary."""
@@ -135,6 +140,13 @@ class Family:
         if checkpoint.licence:
             header["general.license"] = HeaderValue("STRING", checkpoint.licence)
         own = common_header(hyper) | self.header(fields, described)
+        if self.is_encoder:
+            pooling = read_pooling(checkpoint.path)
+            checkpoint = dataclasses.replace(checkpoint, files=(*checkpoint.files, *pooling.files))
+            notes += pooling.notes
+            own |= pooling.header
+            # One row for every token where the model has no table: llama.cpp wants a count.
+            header["tokenizer.ggml.token_type_count"] = HeaderValue("UINT32", max(1, hyper.n_token_types))
         header |= {f"{self.architecture}.{key}": value for key, value in own.items()}
         return Source(checkpoint, self._shape(hyper, tensors), tensors, header, tuple(notes))
 
@@ -158,6 +170,7 @@ class Family:
             n_window_layers=hyper.n_window_layers,
             n_experts=hyper.n_experts,
             n_experts_used=hyper.n_experts_used,
+            is_encoder=self.is_encoder,
         )
 
     def _wanted(self, hyper: Hyper, absent: tuple[str, ...]) -> dict[str, tuple[str, str, int]]:
@@ -204,6 +217,9 @@ class Family:
     def _bare(self, name: str) -> str:
         for prefix in self.strip:
             name = name.removeprefix(prefix)
+        for old, new in self.prefixes.items():
+            if name.startswith(old):
+                return new + name.removeprefix(old)
         return name
 
     def _plan(self, name: str, kind: str, stack: dict[int, SourceTensor], hyper: Hyper) -> PlannedTensor:

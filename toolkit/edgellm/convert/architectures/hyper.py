@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats.plain_json import Fields
 
+ONNX_HINT = (
+    "models that llama.cpp cannot run go to ONNX: export it with optimum; `edgellm convert --format onnx` is not in this "
+    "version"
+)
 MAX_LAYERS = 512  # as llama.cpp, which aborts above it; so with the experts
 MAX_WIDTH = 1 << 20
 MAX_VOCAB = 1 << 21
@@ -25,6 +29,7 @@ class Hyper:
         window: tokens a sliding layer sees; None where nothing slides.
         n_experts, n_experts_used, expert_feed_forward_size: 0 for a dense model.
         shared_feed_forward_size: width of the expert that sees every token; 0 where there is none.
+        n_token_types: rows of an encoder's table of token types; 0 where there is none.
     """
 
     n_layers: int
@@ -45,6 +50,7 @@ class Hyper:
     n_experts_used: int = 0
     expert_feed_forward_size: int = 0
     shared_feed_forward_size: int = 0
+    n_token_types: int = 0
 
     @property
     def q_size(self) -> int:

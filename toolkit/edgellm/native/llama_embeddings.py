@@ -1,0 +1,136 @@
+"""Embeddings by llama.cpp: the states of a text's tokens, or one row for the whole text.
+
+For models that keep no KV cache (BERT and its kin): each text is one native call, and every token sees all others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
+from edgellm.native.llama_library import bindings, failure, forget_errors, last_error
+from edgellm.native.llama_options import FLASH_ATTENTION, LlamaOptions
+from edgellm.protocols import FloatArray
+
+Pooling = Literal["none", "mean", "cls", "last"]
+AskedPooling = Literal["model", "none", "mean", "cls", "last"]
+# enum llama_pooling_type of llama.h; -1 leaves it to the file's header.
+_NUMBERS: dict[AskedPooling, int] = {"model": -1, "none": 0, "mean": 1, "cls": 2, "last": 3}
+_NAMES: dict[int, Pooling] = {0: "none", 1: "mean", 2: "cls", 3: "last"}
+
+
+class LlamaEmbedder:
+    """Turns texts of at most `context` tokens into embeddings.
+
+    Attributes:
+        pooling: what the rows are: one per token (`none`), or one per text.
+        embedding_size: columns of a row.
+
+    Raises:
+        ValueError: a context outside 1 to what the model was trained for, where its table of positions ends.
+        UnsupportedError: the model generates text, or ranks instead of embedding.
+    """
+
+    def __init__(
+        self, handle: Any, options: LlamaOptions, *, context: int, pooling: AskedPooling = "model"
+    ) -> None:
+        lib = bindings()
+        trained = lib.llama_model_n_ctx_train(handle)
+        if not 1 <= context <= trained:
+            raise ValueError(f"context is {context}, outside 1 to {trained}")
+        self._ctx: Any = None
+        self._lib = lib
+        self.context = context
+        self.embedding_size: int = lib.llama_model_n_embd_out(handle)
+        self._vocab_size: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(handle))
+        forget_errors()
+        self._ctx = lib.llama_init_from_model(handle, _parameters(lib, options, context, pooling))
+        if not self._ctx:
+            raise failure(
+                f"llama.cpp cannot make a context of {context} tokens", hint="try a smaller --context"
+            )
+        if lib.llama_get_memory(self._ctx):
+            self.close()
+            raise UnsupportedError("this model generates text; embeddings need an encoder such as BERT")
+        number = lib.llama_pooling_type(self._ctx)
+        if number not in _NAMES:
+            self.close()
+            raise UnsupportedError("this model ranks texts instead of embedding them")
+        self.pooling = _NAMES[number]
+
+    def embed(self, tokens: Sequence[int], *, normalize: bool = False) -> FloatArray:
+        """(n_rows, embedding_size) rows: one for each token, or one for the text.
+
+        Args:
+            normalize: scale every row to length 1; a row of zeros stays.
+
+        Raises:
+            ContextOverflowError: more tokens than the context.  ValueError: none, or one outside the vocabulary.
+            BackendError: the native call failed, or gave numbers that are not finite.
+        """
+        if not self._ctx:
+            raise RuntimeError("this embedder is closed")
+        rows = self._run(self._checked(tokens))
+        if not np.isfinite(rows).all():
+            raise BackendError("the model gives embeddings that are not finite: it is broken")
+        if normalize:
+            lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+            rows = (rows / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+        return rows
+
+    def _checked(self, tokens: Sequence[int]) -> Sequence[int]:
+        if not tokens:
+            raise ValueError("a text of no tokens has no embedding")
+        if len(tokens) > self.context:
+            raise ContextOverflowError(
+                f"{len(tokens)} tokens do not fit the context of {self.context}",
+                hint="use a larger --context or a shorter text",
+            )
+        low, high = min(tokens), max(tokens)
+        if low < 0 or high >= self._vocab_size:
+            raise ValueError(
+                f"token {low if low < 0 else high} is outside the vocabulary of {self._vocab_size}"
+            )
+        return tokens
+
+    def _run(self, tokens: Sequence[int]) -> FloatArray:
+        ids = (ctypes.c_int32 * len(tokens))(*tokens)
+        code = self._lib.llama_encode(self._ctx, self._lib.llama_batch_get_one(ids, len(tokens)))
+        if code:
+            raise BackendError(f"llama_encode failed with code {code}: {last_error()}")
+        n_rows = len(tokens) if self.pooling == "none" else 1
+        if self.pooling == "none":
+            pointer = self._lib.llama_get_embeddings(self._ctx)
+        else:
+            pointer = self._lib.llama_get_embeddings_seq(self._ctx, 0)
+        if not pointer:
+            raise BackendError(f"llama.cpp gave no embeddings: {last_error()}")
+        rows: FloatArray = np.ctypeslib.as_array(pointer, shape=(n_rows, self.embedding_size)).copy()
+        return rows
+
+    def close(self) -> None:
+        """Release the buffers; safe to call twice."""
+        if self._ctx:
+            self._lib.llama_free(self._ctx)
+            self._ctx = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_ctx", None):
+            self.close()
+
+
+def _parameters(lib: Any, options: LlamaOptions, context: int, pooling: AskedPooling) -> Any:
+    params = lib.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = context
+    params.n_seq_max = 1
+    params.n_threads = options.n_threads
+    params.n_threads_batch = options.n_threads_batch or options.n_threads
+    params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
+    params.embeddings = True
+    params.pooling_type = _NUMBERS[pooling]
+    params.no_perf = True
+    return params
