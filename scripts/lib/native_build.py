@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from lib.say import run, say, stop
@@ -30,7 +31,7 @@ CMAKE_ARGUMENTS = (
     "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_CURL=OFF", "-DGGML_CCACHE=OFF", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN",
 )  # fmt: skip
-ORACLE_SOURCES = ("convert_hf_to_gguf.py", "conversion", "gguf-py")
+ORACLE_SOURCES = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py")
 NO_AMX = ["-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16"]
 
 
@@ -134,6 +135,7 @@ def ensure_build(venv_python: Path, venv_bin: Path) -> Path:
     final = cache_directory() / "native" / str(plan["key"])
     if (final / "build.json").is_file():
         say(f"native build {plan['key']}: in the cache")
+        _complete(final, venv_python)
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=".building-") as folder:
@@ -141,14 +143,27 @@ def ensure_build(venv_python: Path, venv_bin: Path) -> Path:
         source = _unpack(_download(venv_python, work), work)
         staged = work / "staged"
         _compile(source / "vendor" / "llama.cpp", work, staged, plan, venv_bin, venv_python)
-        for name in ORACLE_SOURCES:
-            origin = source / "vendor" / "llama.cpp" / name
-            (shutil.copytree if origin.is_dir() else shutil.copy2)(origin, staged / "llama.cpp" / name)
+        _copy_sources(source, staged, ORACLE_SOURCES)
         _python_part(venv_python, source, staged / "wheel", work)
         (staged / "build.json").write_text(json.dumps(plan, indent=2) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         staged.rename(final)
     return final
+
+
+def _complete(build: Path, venv_python: Path) -> None:
+    """Add the converter's files that an older build lacks; they shape nothing that was compiled."""
+    missing = [name for name in ORACLE_SOURCES if not (build / "llama.cpp" / name).exists()]
+    if missing:
+        with tempfile.TemporaryDirectory(dir=build.parent, prefix=".building-") as folder:
+            work = Path(folder)
+            _copy_sources(_unpack(_download(venv_python, work), work), build, missing)
+
+
+def _copy_sources(source: Path, build: Path, names: Iterable[str]) -> None:
+    for name in names:
+        origin = source / "vendor" / "llama.cpp" / name
+        (shutil.copytree if origin.is_dir() else shutil.copy2)(origin, build / "llama.cpp" / name)
 
 
 def install(build: Path, venv_python: Path) -> None:

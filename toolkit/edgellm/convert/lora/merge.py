@@ -1,0 +1,169 @@
+"""An adapter added to a base, row by row, while the base is converted; and where in the base its modules are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgellm.artifact import Reason, Recipe
+from edgellm.checkpoint import SourceTensor
+from edgellm.convert import rows
+from edgellm.convert.architectures import FAMILIES
+from edgellm.convert.lora.adapter import Adapter, Pair
+from edgellm.convert.source import HeaderValue, LowRank, Part, Source
+from edgellm.errors import BadInputError, UnsupportedError
+from edgellm.formats import ggml_types, records
+from edgellm.native import ggml
+
+_SLAB_WEIGHTS = 1 << 19
+TABLES = ("token_embd.weight", "position_embd.weight", "token_types.weight")
+
+
+def merge(source: Source, adapter: Adapter) -> Source:
+    """The source whose rows are W + scale * B @ A, computed in float32 as they are read.
+
+    Types, order of rows and header stay the base's; its name becomes BASE+ADAPTER, and the adapter's files are
+    among the checkpoint's.
+
+    Raises:
+        UnsupportedError: the base is a GGUF, or the adapter changes what the base shares or llama.cpp has not.
+        BadInputError: the adapter is for another base; the message says which tensor does not fit.
+    """
+    added: dict[int, LowRank] = {}
+    for pair, tensor in fit(source, adapter):
+        product = (
+            LowRank(pair.a, pair.b, pair.scale, transposed=True)
+            if pair.embedding
+            else LowRank(pair.b, pair.a, pair.scale)
+        )
+        added[id(tensor)] = product
+
+    def with_product(part: Part) -> Part:
+        return part._replace(low_rank=added.get(id(part.origin)))
+
+    tensors = tuple(t._replace(parts=tuple(map(with_product, t.parts))) for t in source.tensors)
+    name = f"{source.checkpoint.name}+{adapter.name}"
+    header = dict(source.header)
+    if "general.name" in header:
+        header["general.name"] = HeaderValue("STRING", name)
+    checkpoint = dataclasses.replace(
+        source.checkpoint, name=name, files=(*source.checkpoint.files, *adapter.files)
+    )
+    return dataclasses.replace(source, checkpoint=checkpoint, tensors=tensors, header=header)
+
+
+def say_merged(recipe: Recipe, adapter: Adapter) -> Recipe:
+    """The recipe with the merge among its steps and reasons."""
+    said = f"merge LoRA adapter {adapter.name}"
+    reason = Reason(choice=said, because=f"asked for: {adapter.describe()}")
+    return records.replace(
+        recipe,
+        steps=[*recipe.steps[:1], f"{said} in float32: {adapter.describe()}", *recipe.steps[1:]],
+        reasons=[*recipe.reasons, reason],
+    )
+
+
+def fit(source: Source, adapter: Adapter) -> list[tuple[Pair, SourceTensor]]:
+    """Every pair with the base's tensor that it changes, once shapes are checked and saved copies compared.
+
+    Raises:
+        UnsupportedError, BadInputError: as in `merge`.
+    """
+    checkpoint = source.checkpoint
+    if checkpoint.kind != "hf":
+        raise UnsupportedError(
+            f"{checkpoint.path}: a PEFT adapter names the tensors of a Hugging Face checkpoint, this base is a GGUF",
+            hint="give the Hugging Face directory of the base",
+        )
+    stored = _stored_weights(source)
+    family = FAMILIES[checkpoint.config["architectures"][0]]
+    tied = not family.is_encoder and "output.weight" not in source.shape.tensors
+    fitted = []
+    for pair in adapter.pairs.values():
+        name = _bare(f"{pair.module}.weight", family.strip)
+        kind = family.outside.get(name)
+        if tied and kind in ("output.weight", "token_embd.weight"):
+            raise UnsupportedError(
+                f"{pair.a.path}: module {pair.module!r} is changed, but the base's output head is its input embedding",
+                hint="merge it with PEFT (merge_and_unload), save the model untied, and convert that",
+            )
+        if name not in stored:
+            raise BadInputError(
+                f"{pair.a.path}: tensor {pair.a.name!r} has no counterpart: {checkpoint.name} has no {name!r}",
+                hint=_which_base(adapter),
+            )
+        tensor, shape = stored[name]
+        if shape != pair.weight_shape or pair.embedding != (kind in TABLES):
+            raise BadInputError(
+                f"{pair.a.path}: module {pair.module!r} has A {list(pair.a.shape)} and B {list(pair.b.shape)}, which change "
+                f"{'an embedding' if pair.embedding else 'a weight'} of shape {list(pair.weight_shape)}; "
+                f"{checkpoint.name} has {list(shape)}",
+                hint=_which_base(adapter),
+            )
+        fitted.append((pair, tensor))
+    _check_copies(adapter, stored, family.strip, checkpoint.name, has_weights=checkpoint.has_weights)
+    return fitted
+
+
+def _which_base(adapter: Adapter) -> str:
+    base = adapter.config.base_name
+    return f"it was trained on {base!r}" if base else "convert it with the base it was trained on"
+
+
+def _bare(name: str, prefixes: tuple[str, ...]) -> str:
+    for prefix in prefixes:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _stored_weights(source: Source) -> dict[str, tuple[SourceTensor, tuple[int, ...]]]:
+    """Bare name -> the checkpoint's tensor and its shape, rows first, whichever way it is stored."""
+    family = FAMILIES[source.checkpoint.config["architectures"][0]]
+    stored = {}
+    for tensor in source.tensors:
+        for part in tensor.parts:
+            if isinstance(part.origin, SourceTensor):
+                shape = part.origin.shape[::-1] if part.transposed else part.origin.shape
+                stored[_bare(part.origin.name, family.strip)] = (part.origin, shape)
+    return stored
+
+
+def _check_copies(
+    adapter: Adapter,
+    stored: dict[str, tuple[SourceTensor, tuple[int, ...]]],
+    strip: tuple[str, ...],
+    base: str,
+    *,
+    has_weights: bool,
+) -> None:
+    """PEFT saves an embedding that it targets or that was resized; only the base's own may be left out."""
+    for name, copy in adapter.copies.items():
+        place = stored.get(_bare(name, strip))
+        same = place is not None and place[0].shape == copy.shape
+        if place is not None and same and has_weights:
+            same = all(_equal_slabs(place[0], copy))
+        if not same:
+            expected = f"shape {list(place[0].shape)}" if place else "no such tensor"
+            raise UnsupportedError(
+                f"{copy.path}: tensor {copy.name!r} of shape {list(copy.shape)} is not the base's own ({base}: {expected}): a "
+                "trained or resized weight cannot be converted",
+                hint="merge it with PEFT (merge_and_unload), save the model, and convert that",
+            )
+
+
+def _equal_slabs(base: SourceTensor, copy: SourceTensor) -> Iterator[bool]:
+    """Slab by slab: whether the base's values, rounded to the copy's type, are those of the copy."""
+    n_columns = base.shape[-1]
+    n_rows = base.n_bytes // ggml_types.BY_NAME[base.type_name].row_bytes(n_columns)
+    step = max(1, _SLAB_WEIGHTS // n_columns)
+    with rows.Readers() as readers:
+        for low in range(0, n_rows, step):
+            high = min(low + step, n_rows)
+            floats = rows.float_rows(Part(base, n_rows), n_columns, low, high, readers)
+            packed = rows.packed_rows(Part(copy, n_rows), n_columns, low, high, readers)
+            try:
+                yield np.array_equal(ggml.quantize_rows(floats, copy.type_name), packed)
+            except BadInputError:  # beyond what the copy's type holds
+                yield False
