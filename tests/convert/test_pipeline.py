@@ -26,7 +26,7 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def test_files_and_manifest_of_a_conversion(tiny: Path, tmp_path: Path) -> None:
-    source, note = pipeline.add_vocabulary(pipeline.read_source(open_checkpoint(tiny)), launch.tokenize_file)
+    source, note = pipeline.add_vocabulary(pipeline.read_source(open_checkpoint(tiny)), launch.TOKENIZERS)
     recipe = make_recipe(RPI5, source, ConvertOptions(quant="Q4_0"))
     out = tmp_path / "out"
     out.mkdir()
@@ -80,13 +80,14 @@ def test_a_model_without_tokenizer_is_refused(tiny: Path) -> None:
     (tiny / "tokenizer.json").unlink()
     source = pipeline.read_source(open_checkpoint(tiny))
     with pytest.raises(MissingInputError, match=r"no tokenizer\.json"):
-        pipeline.add_vocabulary(source, launch.tokenize_file)
+        pipeline.add_vocabulary(source, launch.TOKENIZERS)
 
 
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"model": {"type": "Unigram", "vocab": []}}, UnsupportedError, "Unigram"),
+        ({"model": {"type": "Unigram", "vocab": []}}, BadInputError, "Unigram"),
+        ({"model": {"type": "WordLevel", "vocab": {}}}, UnsupportedError, "WordLevel"),
         ({"pre_tokenizer": None, "decoder": None}, UnsupportedError, "byte-level"),
         ({"model": {**tokenizer_json()["model"], "vocab": {"a": 320}}}, BadInputError, "has id 320"),
         ({"model": {**tokenizer_json()["model"], "vocab": {"a": True}}}, BadInputError, "has id True"),

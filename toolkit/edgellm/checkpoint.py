@@ -17,6 +17,10 @@ from edgellm.formats.records import read_bounded
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MAX_TEMPLATE_BYTES = 1 << 20
+# Older forms of a tokenizer, read where there is no tokenizer.json; one line of these is one form.
+TOKENIZER_FORMS = (
+    ("tokenizer.model",), ("spiece.model",), ("sentencepiece.bpe.model",), ("vocab.json", "merges.txt"), ("vocab.txt",),
+)  # fmt: skip
 
 
 class SourceTensor(NamedTuple):
@@ -44,6 +48,9 @@ class Checkpoint:
         tensors: by the source's own names, in file order.
         files: every file the conversion reads, for provenance.
         tokenizer_path: tokenizer.json, where there is one.
+        tokenizer_files: the files of an older form of tokenizer by name, where there is no tokenizer.json.
+        special_tokens_map, generation_config, added_tokens: those JSON files; empty where absent.
+        tokenizer_json: what an artifact carries as tokenizer.json where that is not the file at `tokenizer_path`.
         gguf: the parsed header, for a GGUF.
         revision: the commit on the hub, where it came from there.
         has_weights: False for a plan of a model that is still on the hub: its tensors have shapes and no values.
@@ -62,6 +69,11 @@ class Checkpoint:
     gguf: gguf.GGUFFile | None = None
     revision: str | None = None
     has_weights: bool = True
+    tokenizer_files: dict[str, Path] = dataclasses.field(default_factory=dict)
+    special_tokens_map: dict[str, Any] = dataclasses.field(default_factory=dict)
+    generation_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    added_tokens: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer_json: bytes | None = None
 
 
 def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
@@ -103,9 +115,12 @@ def _open_directory(directory: Path, name: str) -> Checkpoint:
                 view.name, view.dtype, view.shape, shard, view.offset, view.n_bytes
             )
     tokenizer_path = _optional(directory, "tokenizer.json")
-    tokenizer_config_path = _optional(directory, "tokenizer_config.json")
-    tokenizer_config = plain_json.read_json(tokenizer_config_path) if tokenizer_config_path else {}
-    files = [config_path, *shards, *(path for path in (tokenizer_path, tokenizer_config_path) if path)]
+    older = {} if tokenizer_path else _older_tokenizer(directory)
+    names = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "added_tokens.json")
+    paths = {name: path for name in names if (path := _optional(directory, name))}
+    settings = {name: plain_json.read_json(paths[name]) if name in paths else {} for name in names}
+    tokenizer_config = settings["tokenizer_config.json"]
+    files = [config_path, *shards, *([tokenizer_path] if tokenizer_path else []), *older.values(), *paths.values()]
     return Checkpoint(
         kind="hf",
         name=name,
@@ -117,7 +132,20 @@ def _open_directory(directory: Path, name: str) -> Checkpoint:
         tokenizer_config=tokenizer_config,
         chat_template=_chat_template(directory, tokenizer_config),
         licence=_licence(directory),
+        tokenizer_files=older,
+        special_tokens_map=settings["special_tokens_map.json"],
+        generation_config=settings["generation_config.json"],
+        added_tokens=settings["added_tokens.json"],
     )
+
+
+def _older_tokenizer(directory: Path) -> dict[str, Path]:
+    """The first of the older forms that is whole."""
+    for form in TOKENIZER_FORMS:
+        found = {name: path for name in form if (path := _optional(directory, name))}
+        if len(found) == len(form):
+            return found
+    return {}
 
 
 def _shards(directory: Path) -> list[Path]:

@@ -2,22 +2,68 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgellm.errors import BackendError, BackendUnavailable, BadInputError
 from edgellm.formats import gguf, gguf_vocab
 from edgellm.formats.records import from_builtins, to_builtins
 
 
 def child_tokenize(spec: dict[str, Any]) -> dict[str, Any]:
-    """In the child: tokenize with a vocabulary-only model."""
+    """In the child: tokenize by the `tokenizers` library, or by llama.cpp with vocabulary-only models."""
+    return _reference_ids(spec) if "tokenizer" in spec else _trial_ids(spec)
+
+
+def _reference_ids(spec: dict[str, Any]) -> dict[str, Any]:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(spec["tokenizer"])
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in spec["texts"]]
+        plain = tokenizer.encode("a", add_special_tokens=False).ids
+        framed = tokenizer.encode("a", add_special_tokens=True).ids
+        numbers = [tokenizer.token_to_id(text) for text in spec["added"]]
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as err:  # the library raises bare Exception, and its panics are not even that
+        raise BadInputError(f"{spec['tokenizer']}: not a tokenizer.json: {str(err)[:200]}") from err
+    at = next((i for i in range(len(framed) + 1) if framed[i : i + len(plain)] == plain), 0)
+    return {
+        "ids": ids, "before": framed[:at], "after": framed[at + len(plain) :], "framed": framed,
+        "numbers": [-1 if number is None else number for number in numbers],
+    }  # fmt: skip
+
+
+def _trial_ids(spec: dict[str, Any]) -> dict[str, Any]:
+    """Each answer is a line in a file, so that those before a crash are kept."""
     from edgellm.native.llama import LlamaModel, LlamaOptions
 
     path = Path(spec["path"])
     gguf_vocab.validate_vocab(gguf.read_gguf(path))
-    model = LlamaModel(path, LlamaOptions(n_threads=1), vocab_only=True)
-    return {"ids": [model.tokenize(text, add_special=False, parse_special=False) for text in spec["texts"]]}
+    n_tried = 0
+    with Path(spec["answers"]).open("a", encoding="utf-8") as answers:
+        for settings in spec["settings"]:
+            try:
+                model = LlamaModel(path, LlamaOptions(n_threads=1), vocab_only=True, overrides=settings)
+            except BackendUnavailable:
+                raise
+            except BackendError as err:  # this llama.cpp does not know the name
+                answer: dict[str, Any] = {"error": err.message}
+            else:
+                ids = [model.tokenize(text, add_special=False, parse_special=False) for text in spec["texts"]]
+                answer = {"ids": ids, "framed": model.tokenize("a", add_special=True, parse_special=False)}
+                model.close()
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+            n_tried += 1
+            if answer.get("ids") == spec["wanted"]:
+                break
+    return {"tried": n_tried}
 
 
 def child_decode(spec: dict[str, Any]) -> dict[str, Any]:

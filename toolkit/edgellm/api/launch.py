@@ -7,14 +7,18 @@ back as the same error. What a child does is in `children`.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgellm import process
-from edgellm.errors import BadInputError
+from edgellm.convert.vocabulary.choose import Engines, Reference, Seen, Settings
+from edgellm.errors import BackendError, BadInputError, EdgeLLMError, NativeCrash, ResourceError
 
+REFERENCE_TIMEOUT_S = 60.0
 TOKENIZE_TIMEOUT_S = 120.0
+MAX_TIMEOUTS = 2
 DECODE_TIMEOUT_S = 300.0
 
 
@@ -41,11 +45,66 @@ def launch_measure(spec: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
     return launch("_measure", spec, timeout_s=timeout_s)
 
 
-def tokenize_file(path: Path, texts: Sequence[str]) -> list[list[int]]:
-    """llama.cpp's ids of some texts under the vocabulary of a GGUF file, found in a child."""
-    answer = launch("_tokenize", {"path": str(path), "texts": list(texts)}, timeout_s=TOKENIZE_TIMEOUT_S)
-    ids: list[list[int]] = answer["ids"]
-    return ids
+def reference_ids(path: Path, texts: Sequence[str], added: Sequence[str]) -> Reference:
+    """What the `tokenizers` library makes of some texts under a tokenizer.json, found in a child.
+
+    Raises:
+        BadInputError: it refuses the file, or is not done in time (a regular expression can take for ever).
+    """
+    spec = {"tokenizer": str(path), "texts": list(texts), "added": list(added)}
+    try:
+        return Reference(**launch("_tokenize", spec, timeout_s=REFERENCE_TIMEOUT_S))
+    except ResourceError as err:
+        raise BadInputError(
+            f"{path}: the tokenizers library is not done with {len(texts)} short texts after {REFERENCE_TIMEOUT_S:g} s",
+            hint="a regular expression of its pre_tokenizer may never end",
+        ) from err
+    except NativeCrash as err:
+        raise BadInputError(f"{path}: the tokenizers library dies with this file: {err.message}") from err
+
+
+def trial_ids(
+    path: Path, settings: Sequence[Settings], texts: Sequence[str], wanted: list[list[int]]
+) -> list[Seen | EdgeLLMError]:
+    """llama.cpp's ids under each of some settings of a vocabulary-only GGUF, up to the first that are as wanted.
+
+    One child serves all of them. Where it dies or hangs, the setting it was at gets that error, and another child goes
+    on with the next one.
+
+    Raises:
+        BackendUnavailable: the native library is absent.  BadInputError: the file is not a sound vocabulary.
+    """
+    answers: list[Seen | EdgeLLMError] = []
+    n_timeouts = 0
+    with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
+        while len(answers) < len(settings):
+            log = Path(folder) / f"{len(answers)}.jsonl"
+            log.touch()
+            spec = {
+                "path": str(path), "settings": [dict(s) for s in settings[len(answers) :]], "texts": list(texts),
+                "wanted": wanted, "answers": str(log),
+            }  # fmt: skip
+            died: EdgeLLMError | None = None
+            try:
+                launch("_tokenize", spec, timeout_s=TOKENIZE_TIMEOUT_S)
+            except (NativeCrash, ResourceError) as err:
+                died = err
+            answers += [_answer(line) for line in log.read_text("utf-8").splitlines()]
+            if died is None:
+                break
+            n_timeouts += isinstance(died, ResourceError)
+            if n_timeouts >= MAX_TIMEOUTS:
+                raise died
+            answers.append(NativeCrash(died.message, hint=died.hint))
+    return answers
+
+
+def _answer(line: str) -> Seen | EdgeLLMError:
+    found = json.loads(line)
+    return BackendError(found["error"]) if "error" in found else Seen(**found)
+
+
+TOKENIZERS = Engines(reference=reference_ids, llama_cpp=trial_ids)
 
 
 def prove_decode(model: str) -> dict[str, Any]:

@@ -1,8 +1,22 @@
 """Texts on which pre-tokenizers differ: spaces, digits, contractions, code, scripts, emoji.
 
 Characters that llama.cpp's own Unicode tables treat differently (new in recent Unicode versions, control characters
-before a space) are left out, so that a difference means another pre-tokenizer.
+before a space) are left out, so that a difference means another pre-tokenizer. `of_vocabulary` adds texts made of the
+vocabulary's own tokens; tokens that no merge makes come first, since only some pre-tokenizers find those.
 """
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from edgellm.convert.vocabulary.tokens import NORMAL, Vocabulary
+
+MAX_UNREACHABLE = 64
+MAX_SAMPLED = 160
+MAX_TOKEN_CHARS = 64
+TABLES_REASON = "Hangul or spacing vowel signs differ, since llama.cpp strips accents by tables of its own"
+_PLAIN = re.compile(r"[ -~]+")
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -41,3 +55,31 @@ TEXTS = (
     "\n",
     "",
 )
+
+
+def of_vocabulary(vocabulary: Vocabulary) -> list[str]:
+    """Texts of tokens in printable ASCII: those that no merge makes, then some from everywhere, in a fixed order."""
+    made = {left + right for left, _, right in (merge.partition(" ") for merge in vocabulary.merges or ())}
+    marks = [token.text for token in vocabulary.added if token.text.isascii()]
+    unreachable: list[str] = []
+    others: list[str] = []
+    for text, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True):
+        plain = text.replace("\u0120", " ").replace("\u2581", " ")
+        if kind != NORMAL or len(text) > MAX_TOKEN_CHARS or not _PLAIN.fullmatch(plain):
+            continue
+        (unreachable if made and len(text) > 1 and text not in made else others).append(plain)
+    step = max(1, len(others) // MAX_SAMPLED)
+    chosen = [*unreachable[:: max(1, len(unreachable) // MAX_UNREACHABLE)][:MAX_UNREACHABLE], *others[::step]]
+    return [text for text in chosen if not any(mark in text for mark in marks)]
+
+
+def differs_by_tables(model: str, text: str) -> bool:
+    """Whether llama.cpp's WordPiece is known to differ on this text.
+
+    It takes accents off by a table of decompositions that takes Hangul syllables apart but drops their vowels, and
+    counts all marks as accents, where BERT counts those that take no space (category Mn).
+    """
+    return model == "bert" and any(
+        "\uac00" <= c <= "\ud7a3" or unicodedata.category(c) == "Mc"
+        for c in unicodedata.normalize("NFC", text)
+    )

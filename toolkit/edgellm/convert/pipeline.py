@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from edgellm.checkpoint import Checkpoint
 from edgellm.convert import architectures, mixture, tokenizer, writer
 from edgellm.convert import recipe as recipes
 from edgellm.convert.source import HeaderValue, Source, from_gguf
+from edgellm.convert.vocabulary.choose import Engines, choose
+from edgellm.convert.vocabulary.tokens import Candidate
 from edgellm.errors import BadInputError, EdgeLLMError
 from edgellm.formats import records
 from edgellm.shape import n_elements, tensor_bytes
 from edgellm.targets import Target
 
 QUANTIZATION_VERSION = 2
-TokenizeFile = Callable[[Path, Sequence[str]], list[list[int]]]
 
 
 def read_source(checkpoint: Checkpoint) -> Source:
@@ -33,33 +34,42 @@ def read_source(checkpoint: Checkpoint) -> Source:
     return from_gguf(checkpoint) if checkpoint.kind == "gguf" else architectures.read_source(checkpoint)
 
 
-def add_vocabulary(source: Source, tokenize_file: TokenizeFile) -> tuple[Source, str | None]:
-    """The source with its vocabulary in the header, and how the pre-tokenizer was found.
+def add_vocabulary(source: Source, engines: Engines) -> tuple[Source, str | None]:
+    """The source with its vocabulary in the header, and how llama.cpp has to read it, with the evidence.
+
+    The source's checkpoint carries the tokenizer.json for the artifact where that is not the repository's own file.
 
     Args:
-        tokenize_file: (vocabulary-only GGUF, texts) -> llama.cpp's token ids; run in a child by the caller, since a
-            foreign vocabulary can bring native code down.
+        engines: `tokenizers` and llama.cpp, each run in a child by the caller.
     """
     checkpoint = source.checkpoint
     if checkpoint.kind == "gguf":
         return source, None
     vocabulary = tokenizer.read_vocabulary(checkpoint, source.shape.vocab_size)
-    path = checkpoint.tokenizer_path
-    assert path is not None
-    add_bos = tokenizer.adds_bos(path, vocabulary.special.get("bos"))
-    vocabulary = dataclasses.replace(vocabulary, add_bos=add_bos)
     with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
+        path = checkpoint.tokenizer_path
+        if vocabulary.tokenizer_json is not None or path is None:
+            path = Path(folder) / "tokenizer.json"
+            path.write_bytes(vocabulary.tokenizer_json or b"")
 
-        def tokenize(pre: str, texts: Sequence[str]) -> list[list[int]]:
-            header = {**source.header, **vocabulary.header(pre, None)}
-            trial = Path(folder) / f"{pre}.gguf"
-            writer.write_gguf(trial, _without_tensors(source), {}, header, n_workers=1)
-            return tokenize_file(trial, texts)
+        def write_trial(header: dict[str, HeaderValue]) -> Path:
+            trial = Path(folder) / "trial.gguf"
+            writer.write_gguf(trial, _without_tensors(source), {}, {**source.header, **header}, n_workers=1)
+            return trial
 
-        pre, evidence = tokenizer.choose_pre_tokenizer(vocabulary, path, tokenize)
-    header = {**source.header, **vocabulary.header(pre, checkpoint.chat_template)}
-    said = f"pre-tokenizer {pre}: {evidence}"
-    return dataclasses.replace(source, header=header), said
+        choice = choose(vocabulary, path, engines, write_trial)
+    header = {
+        **source.header,
+        **choice.vocabulary.header("default", checkpoint.chat_template),
+        **choice.candidate.header(),
+    }
+    kept = dataclasses.replace(checkpoint, tokenizer_json=vocabulary.tokenizer_json)
+    said = "; ".join([f"{_named(choice.candidate)}: {choice.evidence}", *choice.vocabulary.notes])
+    return dataclasses.replace(source, checkpoint=kept, header=header), said
+
+
+def _named(candidate: Candidate) -> str:
+    return f"pre-tokenizer {candidate.name}" if set(candidate.settings) == {"pre"} else f"tokenizer {candidate.name}"
 
 
 def write_model(
@@ -97,7 +107,10 @@ def convert(
         entries = [
             artifact.FileEntry(name="model.gguf", n_bytes=written.file_bytes, sha256=written.sha256),
         ]
-        if checkpoint.tokenizer_path:
+        if checkpoint.tokenizer_json is not None:
+            (into / "tokenizer.json").write_bytes(checkpoint.tokenizer_json)
+            entries.append(artifact.entry_for(into / "tokenizer.json"))
+        elif checkpoint.tokenizer_path:
             shutil.copyfile(checkpoint.tokenizer_path, into / "tokenizer.json")
             entries.append(artifact.entry_for(into / "tokenizer.json"))
         parent_records = [parent.result() for parent in parents]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgellm.errors import BackendError, SpecError, UnsupportedError
 from edgellm.native.llama_batcher import LlamaBatcher
-from edgellm.native.llama_library import binding_version, bindings, failure, forget_errors
+from edgellm.native.llama_library import binding_version, bindings, failure, forget_errors, header_overrides
 from edgellm.native.llama_options import KV_TYPES, LlamaOptions
 from edgellm.protocols import Capabilities, Observer
 from edgellm.report import RuntimeInfo
@@ -24,11 +25,21 @@ __all__ = ["KV_TYPES", "LlamaBatcher", "LlamaModel", "LlamaOptions"]
 class LlamaModel:
     """One GGUF file loaded by llama.cpp; a Backend.
 
+    Args:
+        overrides: header keys that are read as if the file said so.
+
     Raises:
         SpecError: an unknown KV type.  BackendError: llama.cpp refuses the file; its own words are in the message.
     """
 
-    def __init__(self, path: Path, options: LlamaOptions, *, vocab_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: LlamaOptions,
+        *,
+        vocab_only: bool = False,
+        overrides: Mapping[str, str | bool] | None = None,
+    ) -> None:
         if options.kv_type not in KV_TYPES:
             raise SpecError(
                 f"unknown KV cache type {options.kv_type!r}", hint=f"one of: {', '.join(KV_TYPES)}"
@@ -40,6 +51,8 @@ class LlamaModel:
         params.vocab_only = vocab_only
         params.n_gpu_layers = self._gpu_layers()
         params.load_mode = self._lib.LLAMA_LOAD_MODE_MMAP if options.mmap else self._lib.LLAMA_LOAD_MODE_NONE
+        replaced = header_overrides(self._lib, overrides or {})
+        params.kv_overrides = replaced
         forget_errors()
         self._model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:

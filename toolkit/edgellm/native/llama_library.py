@@ -7,6 +7,8 @@ import functools
 import os
 import types
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from edgellm.errors import BackendError, BackendUnavailable, EdgeLLMError, ResourceError
 from edgellm.native import library
@@ -44,6 +46,18 @@ def binding_version() -> str:
         return version("llama-cpp-python")
     except PackageNotFoundError:
         return "unknown"
+
+
+def header_overrides(lib: types.ModuleType, values: Mapping[str, str | bool]) -> Any:
+    """A native array of header keys and values, ended by an empty key; names and texts have at most 127 bytes."""
+    array = (lib.llama_model_kv_override * (len(values) + 1))()
+    for entry, (key, value) in zip(array, values.items(), strict=False):
+        entry.key = key.encode("utf-8")
+        if isinstance(value, bool):
+            entry.tag, entry.value.val_bool = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
+        else:
+            entry.tag, entry.value.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode("utf-8")
+    return array
 
 
 def forget_errors() -> None:
