@@ -5,13 +5,47 @@ from __future__ import annotations
 import difflib
 
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert.architectures import bert, distilbert, llama, nomic_bert
+from edgellm.convert.architectures import (
+    bert,
+    distilbert,
+    gemma2,
+    gemma3,
+    gemma3_vision,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    nomic_bert,
+    olmo2,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from edgellm.convert.architectures.family import Family
 from edgellm.convert.architectures.hyper import ONNX_HINT
 from edgellm.convert.source import Source
 from edgellm.errors import BadInputError, UnsupportedError
 
-_MODULES = (llama, bert, distilbert, nomic_bert)
+_MODULES = (
+    bert,
+    distilbert,
+    gemma2,
+    gemma3,
+    gemma3_vision,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    nomic_bert,
+    olmo2,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 FAMILIES: dict[str, Family] = {name: module.FAMILY for module in _MODULES for name in module.FAMILY.classes}
 
 
@@ -31,7 +65,8 @@ def read_source(checkpoint: Checkpoint) -> Source:
     for module in _MODULES:
         if name in module.FAMILY.refused:
             raise UnsupportedError(
-                f"{checkpoint.path}: {name} cannot be converted to GGUF: {module.FAMILY.refused[name]}", hint=ONNX_HINT
+                f"{checkpoint.path}: {name} cannot be converted to GGUF: {module.FAMILY.refused[name]}",
+                hint=ONNX_HINT,
             )
     if name not in FAMILIES:
         near = difflib.get_close_matches(name, list(FAMILIES), n=1, cutoff=0.0)[0]

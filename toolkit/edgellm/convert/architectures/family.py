@@ -124,12 +124,14 @@ class Family:
         hyper = self.hyper(fields)
         notes = self.check(fields, hyper)
         described = hyper
-        if hyper.window and not self.slides and hyper.window < hyper.context_train:
-            notes.append(
-                f"llama.cpp runs {self.architecture} without its sliding window of {hyper.window} tokens: the context ends "
-                "there, where both are still the same"
-            )
-            hyper = dataclasses.replace(hyper, context_train=hyper.window, window=None)
+        if hyper.window and not self.slides:
+            if hyper.window < hyper.context_train:
+                notes.append(
+                    f"llama.cpp runs {self.architecture} without its sliding window of {hyper.window} tokens: the context "
+                    "ends there, where both are still the same"
+                )
+            context = min(hyper.window, hyper.context_train)
+            hyper = dataclasses.replace(hyper, context_train=context, window=None)
         found = self._tensors(checkpoint, hyper, self.absent(fields, hyper))
         tensors = in_file_order(found + self.computed(fields, hyper))
         header = {

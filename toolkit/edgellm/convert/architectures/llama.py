@@ -1,12 +1,13 @@
-"""The llama family: Llama 1 to 3, SmolLM2, Mistral, Alpaca, Vicuna and their many children."""
+"""The llama family: Llama 1 to 3, SmolLM2, Alpaca, Vicuna and their many children."""
 
 from __future__ import annotations
 
 from edgellm.convert.architectures.family import Family, Header
 from edgellm.convert.architectures.hyper import Hyper, check_activation, read_hyper
-from edgellm.convert.architectures.rope import rope_header, rope_tensors
+from edgellm.convert.architectures.rope import KINDS, check_rope, rope_header, rope_tensors
 from edgellm.convert.architectures.transforms import ROTARY_KEY, ROTARY_QUERY
 from edgellm.convert.source import HeaderValue
+from edgellm.errors import UnsupportedError
 from edgellm.formats.plain_json import Fields
 
 OUTSIDE = {
@@ -43,6 +44,34 @@ def silu_only(fields: Fields, _hyper: Hyper) -> list[str]:
     return check_activation(fields, "hidden_act", "silu", same=("silu", "swish"))
 
 
+def without_biases(table: dict[str, str]) -> dict[str, str]:
+    """The weights alone of a table of names."""
+    return {hf: gguf for hf, gguf in table.items() if not gguf.endswith(".bias")}
+
+
+def check_rotation(fields: Fields, hyper: Hyper, kinds: tuple[str, ...] = KINDS) -> list[str]:
+    """Notes on the rope.
+
+    Raises:
+        UnsupportedError: heads rotate in part, or the rope is scaled in none of these kinds.
+    """
+    if hyper.rotary_size != hyper.head_size:
+        raise UnsupportedError(
+            f"{fields.where}: {hyper.rotary_size} of {hyper.head_size} columns of a head rotate; llama.cpp rotates whole "
+            "heads in this family"
+        )
+    return check_rope(fields, hyper, kinds)
+
+
+def check_decoder(fields: Fields, hyper: Hyper, kinds: tuple[str, ...] = KINDS) -> list[str]:
+    """Notes on activation and rope.
+
+    Raises:
+        UnsupportedError: another activation than SiLU, or a rope that `check_rotation` refuses.
+    """
+    return silu_only(fields, hyper) + check_rotation(fields, hyper, kinds)
+
+
 def rms_header(fields: Fields, hyper: Hyper) -> Header:
     """Rope, head sizes and the epsilon of RMS norms: what the header of most families needs."""
     return {
@@ -55,7 +84,7 @@ def rms_header(fields: Fields, hyper: Hyper) -> Header:
 
 FAMILY = Family(
     architecture="llama",
-    classes=("LlamaForCausalLM", "MistralForCausalLM", "LLaMAForCausalLM"),
+    classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
     hyper=read_hyper,
     outside=OUTSIDE,
     per_layer=NORMS | ATTENTION | MLP,
@@ -64,5 +93,5 @@ FAMILY = Family(
     computed=rope_tensors,
     optional=BIASES,
     ignored=IGNORED,
-    check=silu_only,
+    check=check_decoder,
 )
