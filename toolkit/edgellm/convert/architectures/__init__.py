@@ -7,21 +7,29 @@ import difflib
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert.architectures import (
     bert,
+    bloom,
     distilbert,
+    falcon,
     gemma2,
     gemma3,
     gemma3_vision,
+    gpt2,
+    gpt_neox,
     granite,
     llama,
     mistral,
     mixtral,
     nomic_bert,
     olmo2,
+    phi,
+    phi3,
     qwen2,
     qwen2_moe,
     qwen3,
     qwen3_moe,
     smollm3,
+    stablelm,
+    starcoder2,
 )
 from edgellm.convert.architectures.family import Family
 from edgellm.convert.architectures.hyper import ONNX_HINT
@@ -30,21 +38,29 @@ from edgellm.errors import BadInputError, UnsupportedError
 
 _MODULES = (
     bert,
+    bloom,
     distilbert,
+    falcon,
     gemma2,
     gemma3,
     gemma3_vision,
+    gpt2,
+    gpt_neox,
     granite,
     llama,
     mistral,
     mixtral,
     nomic_bert,
     olmo2,
+    phi,
+    phi3,
     qwen2,
     qwen2_moe,
     qwen3,
     qwen3_moe,
     smollm3,
+    stablelm,
+    starcoder2,
 )
 FAMILIES: dict[str, Family] = {name: module.FAMILY for module in _MODULES for name in module.FAMILY.classes}
 
