@@ -50,7 +50,12 @@ def resolve(
     if not path.exists() and hub.looks_like_id(name):
         model_id = hub.parse_id(name)
         return _of_hub(hub.pull(model_id, progress=progress) if weights else hub.plan(model_id))
-    return open_checkpoint(path)
+    try:
+        return open_checkpoint(path)
+    except MissingInputError as err:
+        if path.is_dir() and hub.looks_like_id(name):
+            err.hint = f"{name} is a directory here, so the hub was not asked: hf://{name} asks it"
+        raise
 
 
 def with_weights(

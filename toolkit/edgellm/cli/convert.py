@@ -71,8 +71,10 @@ def command(
     MODEL is a Hugging Face directory, a .gguf file, an artifact, builtin:smollm2 (the embedded model), or a model on the
     hub: org/name, org/name@revision, org/name/file.gguf. A path that is here wins over the hub; hf://org/name asks the hub.
     """
-    from edgellm import api
+    from edgellm import api, hub
 
+    if Path(model).is_dir() and hub.looks_like_id(model):
+        show(f"note: {model} is a directory here; hf://{model} asks the hub", err=True)
     if dry_run:
         plan = api.plan_conversion(
             model, target=target, output=output, quant=quant, context=context, kv_type=kv_type

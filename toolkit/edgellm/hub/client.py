@@ -287,7 +287,9 @@ class HubClient:
         if encoding not in {"identity", "gzip"}:
             raise NetworkError(f"{where}: sent as {encoding!r:.40}, though plain bytes were asked for")
         unpacker = zlib.decompressobj(31) if encoding == "gzip" else None
-        for raw in response.iter_raw(CHUNK_BYTES):
+        for raw in (
+            response.iter_raw()
+        ):  # without a size: what is gathered for one would be lost with the connection
             while raw:
                 try:
                     chunk = unpacker.decompress(raw, CHUNK_BYTES) if unpacker else raw

@@ -25,7 +25,7 @@ from edgellm.formats import safetensors
 from edgellm.formats.paths import safe_join
 from edgellm.formats.plain_json import parse_json
 from edgellm.formats.records import Record
-from edgellm.hub.names import ModelId, is_commit
+from edgellm.hub.names import ModelId, is_commit, parse_id
 from edgellm.units import GIB, MIB
 
 RECORD_SCHEMA = "edgellm.download/1"
@@ -78,6 +78,10 @@ class Download(Record):
     def __post_init__(self) -> None:
         if self.schema != RECORD_SCHEMA:
             raise ValueError(f"schema is {self.schema!r}, expected {RECORD_SCHEMA!r}")
+        try:
+            parse_id(str(ModelId(self.repo, self.file, self.revision)))
+        except SpecError as err:
+            raise ValueError(err.message) from err
         if not is_commit(self.commit):
             raise ValueError(f"commit is {self.commit!r:.60}, expected 40 hexadecimal digits")
 

@@ -14,15 +14,16 @@ from edgellm import artifact, staging
 from edgellm.errors import BadInputError, MissingInputError, OutputError
 from edgellm.formats import gguf
 from edgellm.formats.paths import safe_join
+from edgellm.formats.records import replace
 from edgellm.formats.safetensors import MAX_HEADER_BYTES
 from edgellm.hub import listing as listings
 from edgellm.hub import store
 from edgellm.hub.client import HubClient, is_offline
 from edgellm.hub.listing import Download, HubFile, Listing
 from edgellm.hub.names import ModelId, is_commit
-from edgellm.units import MIB, format_bytes
+from edgellm.units import KIB, MIB, format_bytes
 
-FIRST_BYTES = MIB  # of a file of weights; the header of most shards is smaller
+FIRST_BYTES = 128 * KIB  # of a file of weights; the header of most shards is smaller
 MAX_GGUF_HEADER_BYTES = 256 * MIB
 Progress = Callable[[str, int, int], None]
 
@@ -79,7 +80,11 @@ def pull(model: ModelId, *, progress: Progress | None = None, client: HubClient 
 
 def finish(planned: Path, *, progress: Progress | None = None, client: HubClient | None = None) -> Snapshot:
     """The whole model of the plan at that path, at the same commit; errors as in `plan`."""
-    folder = next(place for place in (planned, *planned.parents) if (place / store.RECORD_NAME).is_file())
+    folder = next(
+        (place for place in (planned, *planned.parents) if (place / store.RECORD_NAME).is_file()), None
+    )
+    if folder is None:
+        raise MissingInputError(f"{planned}: the plan was removed meanwhile", hint="run it again")
     record = store.read_download(folder)
     model = ModelId(record.repo, record.file, record.revision)
     _refuse_offline(model)
@@ -163,6 +168,7 @@ def _write_sparse(path: Path, head: bytes, n_bytes: int) -> None:
 
 def _fill(client: HubClient, partial: Path, record: Download, progress: Progress | None) -> Snapshot:
     """Fetch and check every file of the record, then give the folder its final name."""
+    record = replace(record, created_at=artifact.now_utc())
     store.write_download(partial, record)
     total, done = sum(file.n_bytes for file in record.files), 0
     missing = total - sum(_present(safe_join(partial, file.name)) for file in record.files)
@@ -186,7 +192,6 @@ def _fill(client: HubClient, partial: Path, record: Download, progress: Progress
     if final.exists():  # a folder without a record: nothing that this version has made
         shutil.rmtree(final)
     partial.rename(final)
-    shutil.rmtree(partial.parent.parent / store.PLANS / partial.name, ignore_errors=True)
     return _snapshot(final, complete=True)
 
 
@@ -225,7 +230,8 @@ def _fetch(
 def _reuse(record: Download, file: HubFile, path: Path) -> bool:
     """Take a file of equal hash that is on this machine: from another revision, a plan, or Hugging Face's own cache."""
     candidates = []
-    for state in (store.COMPLETE, store.PLANS):
+    is_weights = file.name.endswith((".safetensors", ".gguf"))  # which are holes in a plan
+    for state in (store.COMPLETE,) if is_weights else (store.COMPLETE, store.PLANS):
         folders = store.home(ModelId(record.repo)) / state
         candidates += [safe_join(folder, file.name) for folder in folders.glob("*/")]
     candidates += _in_hugging_face_cache(record, file)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from edgellm import resources, staging
-from edgellm.errors import BackendUnavailable, EdgeLLMError, MissingInputError, OutputError
+from edgellm.errors import BackendUnavailable, EdgeLLMError, MissingInputError, OutputError, ResourceError
 from edgellm.formats.records import from_json, read_bounded, to_json
 from edgellm.hub.listing import Download
 from edgellm.hub.names import INSTALL_HINT, ModelId, is_commit
@@ -78,9 +78,12 @@ def write_ref(model: ModelId, commit: str) -> None:
     if is_commit(model.revision):
         return
     path = home(model) / REFS / quote(model.revision or "main", safe="")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with staging.staged_file(path) as temporary:
-        temporary.write_text(commit)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staging.staged_file(path) as temporary:
+            temporary.write_text(commit)
+    except OSError as err:
+        raise write_error(path, err) from err
 
 
 def read_ref(model: ModelId) -> str | None:
@@ -107,21 +110,25 @@ def find_complete(model: ModelId, commit: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def locked(model: ModelId) -> Iterator[Path]:
+def locked(model: ModelId, *, wait: bool = True) -> Iterator[Path]:
     """The folder of a repository, made if needed, held by one process at a time.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be made.  ResourceError: another process holds it, and `wait` is false.
     """
     try:
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
     except ImportError as err:
         raise BackendUnavailable("downloads need the Python package filelock", hint=INSTALL_HINT) from err
     folder = home(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK_NAME):
+        with FileLock(folder / LOCK_NAME, timeout=-1 if wait else 0):
             yield folder
+    except Timeout as err:
+        raise ResourceError(
+            f"{model.repo}: being downloaded by another process", hint="try again later"
+        ) from err
     except OSError as err:
         raise write_error(folder, err) from err
 
@@ -192,11 +199,12 @@ def remove(model: ModelId) -> list[Kept]:
 
     Raises:
         MissingInputError: nothing matches.  OutputError: it cannot be removed.
+        ResourceError: it is being downloaded.
     """
     found = matching(model)
     if not found:
         raise MissingInputError(f"no download of {str(model)!r}", hint="list them: edgellm ls")
-    with locked(model) as folder:
+    with locked(model, wait=False) as folder:
         for each in found:
             shutil.rmtree(each.path)
         shutil.rmtree(folder / PLANS, ignore_errors=True)
