@@ -24,12 +24,15 @@ IDS = np.random.default_rng(11).integers(3, 300, N_TOKENS).tolist()
 
 # Weights are three times their initial size; norms and biases are moved off ones and zeros, which hide mistakes.
 _MAKE = """
-import pathlib, zlib, numpy, torch, transformers
+import importlib, pathlib, zlib, numpy, torch, transformers
+sys.path.insert(0, spec["references"])
 ids = torch.tensor([spec["ids"]])
 for row in spec["rows"]:
     torch.manual_seed(zlib.crc32(row["name"].encode()))
-    config = getattr(transformers, row["config_class"])(**row["config"])
-    model = getattr(transformers, row["model_class"])(config).float().eval()
+    module = importlib.import_module(row["reference"]) if row["reference"] else transformers
+    config = getattr(module, row["config_class"])(**row["config"])
+    cls = getattr(module, row["model_class"])
+    model = cls(config).float().eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim > 1 and "norm" not in name:
@@ -39,14 +42,24 @@ for row in spec["rows"]:
     model.tie_weights()
     directory = pathlib.Path(spec["out"]) / row["name"]
     model.save_pretrained(directory, safe_serialization=True)
-    cls = getattr(transformers, row["model_class"])
     model = cls.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        found = model(ids, attention_mask=torch.ones_like(ids))
+        body = model.base_model if row["embeds"] else model
+        found = body(ids, attention_mask=torch.ones_like(ids))
     values = found.last_hidden_state if row["embeds"] else found.logits
     numpy.save(f"{directory}.npy", values[0].float().numpy())
 print("true")
 """
+
+
+# llama.cpp's converter looks at the kind of tokenizer beside an encoder.
+WORDPIECE: dict[str, Any] = {
+    "added_tokens": [],
+    "model": {"type": "WordPiece", "unk_token": "a", "vocab": {"a": 0}},
+}
+STEPS = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in (
+    ("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"),
+)]  # fmt: skip
 
 
 class Made(NamedTuple):
@@ -63,22 +76,42 @@ def make(rows: Iterable[Row], root: Path) -> dict[str, Made]:
     specs = [
         {
             "name": row.name, "model_class": row.model_class, "config_class": row.config_class,
-            "config": {**row.config}, "embeds": row.embeds,
+            "config": {**row.config}, "embeds": row.embeds, "reference": row.reference,
         } for row in listed
     ]  # fmt: skip
-    oracle.transformers(_MAKE, rows=specs, ids=IDS, out=str(root))
+    references = str(Path(__file__).parent / "references")
+    oracle.transformers(_MAKE, rows=specs, ids=IDS, out=str(root), references=references)
     made = {}
     for row in listed:
         directory = root / row.name
         path = directory / "config.json"
         config = {**json.loads(path.read_text()), **row.saved}
-        path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+        removed = [key for key, value in row.saved.items() if value is None]
+        path.write_text(json.dumps({key: value for key, value in config.items() if key not in removed}))
         if row.renamed:
             _rename(directory / "model.safetensors", *row.renamed)
-        (directory / "tokenizer.json").write_text(json.dumps(tiny_llama.tokenizer_json()))
+        tokenizer = WORDPIECE if row.embeds else _padded_tokenizer()
+        (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
         (directory / "tokenizer_config.json").write_text("{}")
+        if row.pooling:
+            write_pooling(directory, {f"pooling_mode_{row.pooling}": True})
         made[row.name] = Made(row, directory, np.load(f"{directory}.npy"))
     return made
+
+
+def _padded_tokenizer() -> dict[str, Any]:
+    """As many tokens as there are rows: llama.cpp's converter cuts Gemma 3's embedding to them."""
+    tokenizer = tiny_llama.tokenizer_json()
+    vocab = tokenizer["model"]["vocab"]
+    vocab |= {f"<padding {i}>": i for i in range(len(vocab), tiny_llama.VOCAB_SIZE)}
+    return tokenizer
+
+
+def write_pooling(directory: Path, pooling: dict[str, Any], steps: Any = None) -> None:
+    """What sentence-transformers writes beside a model."""
+    (directory / "modules.json").write_text(json.dumps(STEPS if steps is None else steps))
+    (directory / "1_Pooling").mkdir(exist_ok=True)
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 
 def _rename(path: Path, old: str, new: str) -> None:
@@ -93,6 +126,7 @@ def read_source(directory: Path) -> Source:
     source = pipeline.read_source(open_checkpoint(directory))
     n = source.shape.vocab_size
     header = {
+        "general.name": HeaderValue("STRING", "tiny"),  # llama.cpp looks for tokens of Phi 3 where the name says so
         "tokenizer.ggml.model": HeaderValue("STRING", "gpt2"),
         "tokenizer.ggml.pre": HeaderValue("STRING", "gpt-2"),
         "tokenizer.ggml.tokens": HeaderValue("ARRAY", [f"t{i}" for i in range(n)], "STRING"),
@@ -119,6 +153,39 @@ def our_logits(path: Path, n_tokens: int = N_TOKENS) -> Array:
     model.close()
     assert logits is not None
     return logits
+
+
+class Embeddings(NamedTuple):
+    """States of tokens (n_tokens, n), and the embedding of the text (1, n) of length 1."""
+
+    states: Array
+    pooled: Array
+
+    def share(self, other: Embeddings) -> float:
+        """The larger of both distances, relative to the length of this one."""
+        return max(
+            float(np.linalg.norm(mine - its) / np.linalg.norm(mine))
+            for mine, its in zip(self, other, strict=True)
+        )
+
+
+def reference_embeddings(made: Made) -> Embeddings:
+    """What transformers computes for IDS, pooled as the row says."""
+    states = made.reference.astype(np.float64)
+    pooled = {"mean_tokens": states.mean(axis=0), "cls_token": states[0]}[made.row.pooling or ""]
+    return Embeddings(states, pooled[np.newaxis] / np.linalg.norm(pooled))
+
+
+def our_embeddings(path: Path) -> Embeddings:
+    """What llama.cpp computes for IDS, pooled as the file's header says; without flash attention."""
+    model = LlamaModel(path, LlamaOptions(n_threads=1, flash_attention="off"))
+    found = []
+    for pooling, normalize in (("none", False), ("model", True)):
+        embedder = model.open_embedder(context=N_TOKENS, pooling=pooling)
+        found.append(embedder.embed(IDS, normalize=normalize))
+        embedder.close()
+    model.close()
+    return Embeddings(*found)
 
 
 # llama.cpp's own converter, without its vocabulary, which it knows by hashes only.

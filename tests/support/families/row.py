@@ -25,8 +25,9 @@ class Row:
         renamed: (old, new) prefix of every tensor's name, as some repositories have them.
         theirs: GGUF keys and tensors in which llama.cpp's converter differs, with the reason.
         n_tokens: tokens compared; fewer than all where llama.cpp has no window and the context ends with it.
-        within_nats: how near the distributions are; more only where llama.cpp computes another function.
-        embeds: an encoder: its embeddings are compared, not its logits.
+        pooling: an encoder, whose embeddings are compared, not its logits: what its pooling_mode_* is.
+        within_share: how near its embeddings are, relative to their length.
+        reference: a module of tests/support/references with both classes, where transformers has none.
         tokens: kind of tokenizer beside it.
     """
 
@@ -39,9 +40,15 @@ class Row:
     renamed: tuple[str, str] | None = None
     theirs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     n_tokens: int = 256
-    within_nats: float = 1e-4
-    embeds: bool = False
+    pooling: str | None = None
+    within_share: float = 1e-3
+    reference: str | None = None
     tokens: str = "byte-level BPE"
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it is an encoder."""
+        return self.pooling is not None
 
 
 def unordered(ending: str) -> Change:
@@ -58,6 +65,19 @@ def untransposed(ending: str) -> Change:
 
     def change(source: Source) -> Source:
         return _each(source, ending, lambda part: part._replace(transposed=False))
+
+    return change
+
+
+def rolled(ending: str) -> Change:
+    """Begin these tensors with the second half of their rows."""
+
+    def roll(part: Part) -> Part:
+        n_rows = part.n_rows
+        return part._replace(order=lambda rows: (rows + n_rows // 2) % n_rows, group_rows=n_rows)
+
+    def change(source: Source) -> Source:
+        return _each(source, ending, roll)
 
     return change
 
@@ -85,11 +105,35 @@ def not_added(ending: str) -> Change:
     return change
 
 
+def shifted(ending: str) -> Change:
+    """Add a constant to the values of these tensors."""
+
+    def change(source: Source) -> Source:
+        return _replaced(source, ending, lambda t: t._replace(plus=t.plus + 1.0))
+
+    return change
+
+
 def backwards(ending: str) -> Change:
     """Stack the parts of these tensors in reverse: experts, or heads, in the wrong order."""
 
     def change(source: Source) -> Source:
         return _replaced(source, ending, lambda t: t._replace(parts=t.parts[::-1]))
+
+    return change
+
+
+def swapped(first: str, second: str) -> Change:
+    """Give these two kinds of tensors, which have the same shape, each other's values."""
+
+    def change(source: Source) -> Source:
+        parts = {t.name: t.parts for t in source.tensors}
+
+        def other(tensor: Any) -> Any:
+            old, new = (first, second) if tensor.name.endswith(first) else (second, first)
+            return tensor._replace(parts=parts[tensor.name.removesuffix(old) + new])
+
+        return _replaced(_replaced(source, first, other), second, other)
 
     return change
 
