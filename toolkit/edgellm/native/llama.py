@@ -14,6 +14,7 @@ from typing import Any
 
 from edgellm.errors import BackendError, SpecError, UnsupportedError
 from edgellm.native.llama_batcher import LlamaBatcher
+from edgellm.native.llama_embeddings import AskedPooling, LlamaEmbedder
 from edgellm.native.llama_library import binding_version, bindings, failure, forget_errors, header_overrides
 from edgellm.native.llama_options import KV_TYPES, LlamaOptions
 from edgellm.protocols import Capabilities, Observer
@@ -163,6 +164,15 @@ class LlamaModel:
         return LlamaBatcher(
             self, self._model, self.options, n_sequences=n_sequences, context=context, observer=observer
         )
+
+    def open_embedder(self, *, context: int, pooling: AskedPooling = "model") -> LlamaEmbedder:
+        """Turn texts of up to `context` tokens into embeddings, pooled as the file says or as asked for.
+
+        Raises:
+            UnsupportedError: this model generates text.
+        """
+        self._check_open()
+        return LlamaEmbedder(self._model, self.options, context=context, pooling=pooling)
 
     def _check_open(self) -> None:
         if not self._model:

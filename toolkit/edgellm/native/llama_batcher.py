@@ -26,7 +26,11 @@ MAX_CONTEXT = 1 << 22
 
 
 class LlamaBatcher:
-    """KV caches for several sequences, and one native call per step; a Batcher."""
+    """KV caches for several sequences, and one native call per step; a Batcher.
+
+    Raises:
+        UnsupportedError: llama.cpp keeps no KV cache for this model, which is an encoder.
+    """
 
     def __init__(
         self,
@@ -67,12 +71,17 @@ class LlamaBatcher:
                 f"llama.cpp cannot make a context of {n_sequences} x {context} tokens",
                 hint="try a smaller --context or another KV type",
             )
+        self._samplers: dict[int, Sampler] = {}
         self._memory = lib.llama_get_memory(self._ctx)
+        if not self._memory:
+            self.close()
+            raise UnsupportedError(
+                "this model gives embeddings: llama.cpp keeps no KV cache for it and generates no text"
+            )
         self.n_sequences = n_sequences
         self.context = context
         self.n_batch = options.n_batch
         self._tokens: list[list[int]] = [[] for _ in range(n_sequences)]
-        self._samplers: dict[int, Sampler] = {}
         self._batch = _BatchArrays(lib, options.n_batch)
 
     def step(self, feeds: Sequence[Feed]) -> list[Sampled]:
