@@ -194,7 +194,7 @@ class Family:
         found: dict[str, dict[int, SourceTensor]] = {}
         kinds: dict[str, str] = {}
         for name, tensor in checkpoint.tensors.items():
-            bare = self._bare(name)
+            bare = self.bare(name)
             if bare.endswith(self.ignored) or name.startswith(self.ignored_prefixes):
                 continue
             if bare not in wanted:
@@ -216,7 +216,8 @@ class Family:
             found["output.weight"], kinds["output.weight"] = found["token_embd.weight"], "output.weight"
         return [self._plan(name, kinds[name], stack, hyper) for name, stack in found.items()]
 
-    def _bare(self, name: str) -> str:
+    def bare(self, name: str) -> str:
+        """An HF name as `outside` and `per_layer` have it."""
         for prefix in self.strip:
             name = name.removeprefix(prefix)
         for old, new in self.prefixes.items():

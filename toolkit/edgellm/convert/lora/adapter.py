@@ -15,7 +15,7 @@ import numpy as np
 
 from edgellm.checkpoint import PICKLES, SourceTensor
 from edgellm.convert import rows
-from edgellm.convert.lora.config import MAX_NAME_CHARS, AdapterConfig, read_config
+from edgellm.convert.lora.config import MAX_NAME_CHARS, MERGE_WITH_PEFT, AdapterConfig, read_config
 from edgellm.errors import BadInputError, MissingInputError, UnsafeInputError, UnsupportedError
 from edgellm.formats import safetensors
 from edgellm.formats.paths import safe_join
@@ -23,7 +23,6 @@ from edgellm.native import ggml
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-MERGE_WITH_PEFT = "merge it with PEFT (merge_and_unload), save the model, and convert that"
 _PREFIX = "base_model.model."
 _MODULE = r"(?P<module>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)"
 _LINEAR = re.compile(rf"{re.escape(_PREFIX)}{_MODULE}\.lora_(?P<half>[AB])\.weight")

@@ -21,6 +21,7 @@ MAX_PATTERNS = 1 << 14
 MAX_NAME_CHARS = 500
 MAX_LAYER = 1 << 16
 MAX_LAYERS_LISTED = 1 << 12
+MERGE_WITH_PEFT = "merge it with PEFT (merge_and_unload), save the model, and convert that"
 
 # Plain texts and switches that say how the adapter was trained or where it came from, not what it computes.
 _NO_EFFECT = frozenset([
@@ -133,7 +134,7 @@ def _refuse_unsupported(fields: Fields, values: Mapping[str, object]) -> None:
     if peft_type != "LORA":
         raise UnsupportedError(
             f"{fields.where}: peft_type is {peft_type!r:.60}; only LORA adapters can be converted",
-            hint="merge it with PEFT (merge_and_unload), save the model, and convert that",
+            hint=MERGE_WITH_PEFT,
         )
     if (bias := fields.text("bias", default="none")) != "none":
         raise _unsupported(fields, "bias", bias, "trained biases")
@@ -151,7 +152,7 @@ def _unsupported(fields: Fields, key: str, value: object, what: str) -> Unsuppor
     shown = str(fields.wrong(key, value, "")).removeprefix(f"{fields.where}: ").removesuffix(", expected ")
     return UnsupportedError(
         f"{fields.where}: {shown}: {what} cannot be converted",
-        hint="merge it with PEFT (merge_and_unload), save the model, and convert that",
+        hint=MERGE_WITH_PEFT,
     )
 
 

@@ -85,7 +85,7 @@ def _planned(base: Source, adapter: Adapter, alpha: float) -> list[PlannedTensor
                 f"{where} becomes a part of {tensor.name!r}, of which llama.cpp takes all parts with one rank",
                 hint=_MERGE,
             )
-        if tensor.name in TABLES[1:]:
+        if tensor.name in TABLES[1:] or len(tensor.shape) < 2:
             raise UnsupportedError(
                 f"{where} changes {tensor.name!r}, to which llama.cpp adds nothing", hint=_MERGE
             )

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgellm.artifact import Reason, Recipe
-from edgellm.checkpoint import SourceTensor
+from edgellm.checkpoint import Checkpoint, SourceTensor
 from edgellm.convert import rows
 from edgellm.convert.architectures import FAMILIES
+from edgellm.convert.architectures.family import Family
 from edgellm.convert.lora.adapter import Adapter, Pair
+from edgellm.convert.lora.config import MERGE_WITH_PEFT
 from edgellm.convert.source import HeaderValue, LowRank, Part, Source
 from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats import ggml_types, records
@@ -77,12 +79,12 @@ def fit(source: Source, adapter: Adapter) -> list[tuple[Pair, SourceTensor]]:
             f"{checkpoint.path}: a PEFT adapter names the tensors of a Hugging Face checkpoint, this base is a GGUF",
             hint="give the Hugging Face directory of the base",
         )
-    stored = _stored_weights(source)
     family = FAMILIES[checkpoint.config["architectures"][0]]
+    stored = _stored_weights(source, family)
     tied = not family.is_encoder and "output.weight" not in source.shape.tensors
-    fitted = []
+    fitted: dict[str, tuple[Pair, SourceTensor]] = {}
     for pair in adapter.pairs.values():
-        name = _bare(f"{pair.module}.weight", family.strip)
+        name = family.bare(f"{pair.module}.weight")
         kind = family.outside.get(name)
         if tied and kind in ("output.weight", "token_embd.weight"):
             raise UnsupportedError(
@@ -102,9 +104,14 @@ def fit(source: Source, adapter: Adapter) -> list[tuple[Pair, SourceTensor]]:
                 f"{checkpoint.name} has {list(shape)}",
                 hint=_which_base(adapter),
             )
-        fitted.append((pair, tensor))
-    _check_copies(adapter, stored, family.strip, checkpoint.name, has_weights=checkpoint.has_weights)
-    return fitted
+        if name in fitted:
+            raise BadInputError(
+                f"{pair.a.path}: modules {fitted[name][0].module!r} and {pair.module!r} are one in {checkpoint.name}"
+            )
+        fitted[name] = (pair, tensor)
+    own_names = {family.bare(name): copy for name, copy in adapter.copies.items()}
+    _check_copies(own_names, stored, checkpoint)
+    return list(fitted.values())
 
 
 def _which_base(adapter: Adapter) -> str:
@@ -112,44 +119,34 @@ def _which_base(adapter: Adapter) -> str:
     return f"it was trained on {base!r}" if base else "convert it with the base it was trained on"
 
 
-def _bare(name: str, prefixes: tuple[str, ...]) -> str:
-    for prefix in prefixes:
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _stored_weights(source: Source) -> dict[str, tuple[SourceTensor, tuple[int, ...]]]:
+def _stored_weights(source: Source, family: Family) -> dict[str, tuple[SourceTensor, tuple[int, ...]]]:
     """Bare name -> the checkpoint's tensor and its shape, rows first, whichever way it is stored."""
-    family = FAMILIES[source.checkpoint.config["architectures"][0]]
     stored = {}
     for tensor in source.tensors:
         for part in tensor.parts:
             if isinstance(part.origin, SourceTensor):
                 shape = part.origin.shape[::-1] if part.transposed else part.origin.shape
-                stored[_bare(part.origin.name, family.strip)] = (part.origin, shape)
+                stored[family.bare(part.origin.name)] = (part.origin, shape)
     return stored
 
 
 def _check_copies(
-    adapter: Adapter,
+    copies: dict[str, SourceTensor],
     stored: dict[str, tuple[SourceTensor, tuple[int, ...]]],
-    strip: tuple[str, ...],
-    base: str,
-    *,
-    has_weights: bool,
+    base: Checkpoint,
 ) -> None:
     """PEFT saves an embedding that it targets or that was resized; only the base's own may be left out."""
-    for name, copy in adapter.copies.items():
-        place = stored.get(_bare(name, strip))
+    for name, copy in copies.items():
+        place = stored.get(name)
         same = place is not None and place[0].shape == copy.shape
-        if place is not None and same and has_weights:
+        if place is not None and same and base.has_weights:
             same = all(_equal_slabs(place[0], copy))
         if not same:
             expected = f"shape {list(place[0].shape)}" if place else "no such tensor"
             raise UnsupportedError(
-                f"{copy.path}: tensor {copy.name!r} of shape {list(copy.shape)} is not the base's own ({base}: {expected}): a "
-                "trained or resized weight cannot be converted",
-                hint="merge it with PEFT (merge_and_unload), save the model, and convert that",
+                f"{copy.path}: tensor {copy.name!r} of shape {list(copy.shape)} is not the base's own ({base.name}: {expected}): "
+                "a trained or resized weight cannot be converted",
+                hint=MERGE_WITH_PEFT,
             )
 
 
