@@ -17,7 +17,8 @@ from edgellm.convert.vocabulary.choose import Engines, Reference, Seen, Settings
 from edgellm.errors import BackendError, BadInputError, EdgeLLMError, NativeCrash, ResourceError
 
 REFERENCE_TIMEOUT_S = 60.0
-TOKENIZE_TIMEOUT_S = 120.0
+TOKENIZE_TIMEOUT_S = 60.0
+TRIAL_TIMEOUT_S = 10.0  # a vocabulary of 250,000 tokens loads in one or two
 MAX_TIMEOUTS = 2
 DECODE_TIMEOUT_S = 300.0
 
@@ -86,7 +87,8 @@ def trial_ids(
             }  # fmt: skip
             died: EdgeLLMError | None = None
             try:
-                launch("_tokenize", spec, timeout_s=TOKENIZE_TIMEOUT_S)
+                left = len(settings) - len(answers)
+                launch("_tokenize", spec, timeout_s=TOKENIZE_TIMEOUT_S + TRIAL_TIMEOUT_S * left)
             except (NativeCrash, ResourceError) as err:
                 died = err
             answers += [_answer(line) for line in log.read_text("utf-8").splitlines()]

@@ -15,7 +15,6 @@ from edgellm.convert.vocabulary.tokens import NORMAL, Vocabulary
 MAX_UNREACHABLE = 64
 MAX_SAMPLED = 160
 MAX_TOKEN_CHARS = 64
-TABLES_REASON = "Hangul or spacing vowel signs differ, since llama.cpp strips accents by tables of its own"
 _PLAIN = re.compile(r"[ -~]+")
 
 TEXTS = (
@@ -73,13 +72,17 @@ def of_vocabulary(vocabulary: Vocabulary) -> list[str]:
     return [text for text in chosen if not any(mark in text for mark in marks)]
 
 
-def differs_by_tables(model: str, text: str) -> bool:
-    """Whether llama.cpp's WordPiece is known to differ on this text.
+def set_aside(vocabulary: Vocabulary, text: str) -> str | None:
+    """Why llama.cpp is known to differ on this text whatever the settings; None where it has to agree.
 
-    It takes accents off by a table of decompositions that takes Hangul syllables apart but drops their vowels, and
-    counts all marks as accents, where BERT counts those that take no space (category Mn).
+    Its BPE never composes characters. Its WordPiece takes accents off by a table of decompositions that takes Hangul
+    syllables apart and drops their vowels, and counts all marks as accents, where BERT counts those without a width (Mn).
     """
-    return model == "bert" and any(
-        "\uac00" <= c <= "\ud7a3" or unicodedata.category(c) == "Mc"
-        for c in unicodedata.normalize("NFC", text)
-    )
+    composed = unicodedata.normalize("NFC", text)
+    if vocabulary.composes and composed != text:
+        return "characters that the tokenizer composes (NFC), which llama.cpp does not"
+    if vocabulary.model == "bert" and any(
+        "\uac00" <= character <= "\ud7a3" or unicodedata.category(character) == "Mc" for character in composed
+    ):
+        return "Hangul or spacing vowel signs, which llama.cpp takes for accents"
+    return None

@@ -59,7 +59,8 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> Vocabulary:
         entries = [entry for entry in found.data.get("added_tokens") or [] if entry["content"] in kept]
         encoded = found._replace(data={**found.data, "added_tokens": entries}).encoded()
         vocabulary = dataclasses.replace(vocabulary, tokenizer_json=encoded)
-    return dataclasses.replace(vocabulary, notes=(*found.notes, *vocabulary.notes))
+    composes = bpe.mentions(found.data.get("normalizer"), "NFC")
+    return dataclasses.replace(vocabulary, composes=composes, notes=(*found.notes, *vocabulary.notes))
 
 
 def _byte_level(checkpoint: Checkpoint, found: TokenizerData, vocab_size: int) -> Vocabulary:

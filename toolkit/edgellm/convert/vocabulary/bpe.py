@@ -7,27 +7,30 @@ from typing import Any
 from edgellm.convert.vocabulary.tokens import MAX_VOCAB, Candidate
 from edgellm.errors import BadInputError
 
-# Every name that llama.cpp knows for BPE, one per way of splitting and merging, the commonest first.
+# llama.cpp's pre-tokenizers for BPE, one name per way of splitting and merging, the commonest first.
 # Source: llama_vocab::impl::load in src/llama-vocab.cpp of llama.cpp as in llama-cpp-python 0.3.36.
 NAMES = (
-    "smollm", "llama-bpe", "qwen2", "gpt-2", "tekken", "starcoder", "stablelm2", "olmo", "falcon", "mpt", "dbrx",
-    "deepseek-llm", "deepseek-coder", "deepseek-v3", "gpt-4o", "command-r", "refact", "codeshell", "exaone",
-    "minerva-7b", "superbpe", "seed-coder", "bloom", "chameleon", "default", "qwen35", "glm4", "chatglm-bpe",
-    "bailingmoe", "hunyuan", "hunyuan-dense", "tiny_aya", "afmoe", "kimi-k2", "exaone-moe", "youtu", "minicpm5",
-    "granite-embed-multi-97m", "viking", "poro-chat", "gpt3-finnish", "smaug-bpe", "jais", "jais-2", "trillion",
-    "granite-docling", "joyai-llm", "spark2_5", "hy_v4", "ufakzeka", "grok-2", "laguna", "minimax-m2", "solar-open",
-    "mellum2",
+    "smollm", "llama-bpe", "qwen2", "gpt-2", "tekken", "falcon", "dbrx", "deepseek-llm", "deepseek-coder",
+    "deepseek-v3", "gpt-4o", "qwen35", "superbpe", "seed-coder", "bloom", "chameleon", "default", "bailingmoe",
+    "tiny_aya", "afmoe", "kimi-k2", "exaone-moe", "youtu", "minicpm5", "granite-embed-multi-97m", "viking", "jais-2",
+    "spark2_5", "ufakzeka", "laguna",
 )  # fmt: skip
-# Names that llama.cpp treats as one of the above; they change nothing that ids could show.
+# The other names it knows: each gives the ids of the one it stands beside.
 SYNONYMS = {
-    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
+    "llama-bpe": (
+        "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "glm4", "glm5",
+    ),
+    "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
     "gpt-2": (
         "phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum", "modern-bert",
-        "jina-v1-en", "jina-v2-code", "roberta-bpe", "exaone4",
+        "jina-v1-en", "jina-v2-code", "roberta-bpe", "exaone4", "mpt", "olmo", "jais", "trillion", "granite-docling",
     ),
-    "qwen2": ("deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"),
-    "glm4": ("glm5",), "gpt-4o": ("llama4", "kanana2", "talkie"), "tiny_aya": ("cohere2moe",),
-    "bailingmoe": ("bailingmoe2", "llada-moe"),
+    "qwen2": (
+        "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2",
+    ),
+    "dbrx": ("smaug-bpe", "chatglm-bpe"), "deepseek-v3": ("hunyuan-dense", "joyai-llm", "hy_v4"),
+    "gpt-4o": ("llama4", "kanana2", "talkie", "minimax-m2"), "tiny_aya": ("cohere2moe",),
+    "bloom": ("poro-chat", "gpt3-finnish"), "bailingmoe": ("bailingmoe2", "llada-moe"),
 }  # fmt: skip
 # Not for byte-level vocabularies: these leave bytes as they are.
 RAW = ("gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace")

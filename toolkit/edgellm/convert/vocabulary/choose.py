@@ -76,11 +76,16 @@ def choose(vocabulary: Vocabulary, tokenizer_json: Path, engines: Engines, write
         NativeCrash: none fits, and llama.cpp died on those that could not be compared.
         BadInputError: `tokenizers` refuses the file, is too slow with it, or numbers tokens otherwise.
     """
-    texts = [*hard_text.TEXTS, *hard_text.of_vocabulary(vocabulary)]
+    reasons = {text: hard_text.set_aside(vocabulary, text) for text in hard_text.TEXTS}
+    texts = [
+        *(text for text, reason in reasons.items() if reason is None),
+        *hard_text.of_vocabulary(vocabulary),
+    ]
+    left_out = sorted(reason for reason in reasons.values() if reason is not None)
     reference = engines.reference(tokenizer_json, texts, [token.text for token in vocabulary.added])
     _check_numbers(vocabulary, reference, tokenizer_json)
     vocabulary = with_flags(vocabulary, reference)
-    comparison = _Comparison(texts, reference, vocabulary.model)
+    comparison = _Comparison(texts, left_out, reference)
     for group in _groups(vocabulary.candidates):
         trial = write_trial({**vocabulary.header("default", None), **group[0].arrays})
         answers = engines.llama_cpp(trial, [_settings(c) for c in group], texts, reference.ids)
@@ -96,10 +101,15 @@ def with_flags(vocabulary: Vocabulary, reference: Reference) -> Vocabulary:
     special, flags, notes = dict(vocabulary.special), dict(vocabulary.flags), list(vocabulary.notes)
     before, after = reference.before, reference.after
     last = "seperator" if vocabulary.model == "bert" else "eos"
-    if len(before) == 1:
-        special.setdefault("bos", before[0])
-    if len(after) == 1:
-        special.setdefault(last, after[0])
+    # What is seen to stand there wins over what config.json calls bos, where BERT's kin say cls and sep.
+    if len(before) == 1 and (
+        vocabulary.model == "bert" or before[0] == special.get("cls") or "bos" not in special
+    ):
+        special["bos"] = before[0]
+    if len(after) == 1 and (
+        vocabulary.model == "bert" or after[0] == special.get("seperator") or last not in special
+    ):
+        special[last] = after[0]
     flags["bos"] = before == [special.get("bos")]
     if vocabulary.model == "bert":
         flags["sep"] = after == [special.get(last)]
@@ -115,10 +125,10 @@ def with_flags(vocabulary: Vocabulary, reference: Reference) -> Vocabulary:
 class _Comparison:
     """The answers so far: the nearest one, and those that died."""
 
-    def __init__(self, texts: list[str], reference: Reference, model: str) -> None:
+    def __init__(self, texts: list[str], left_out: list[str], reference: Reference) -> None:
         self._texts = texts
+        self._left_out = left_out
         self._reference = reference
-        self._model = model
         self._nearest: tuple[int, str, str] | None = None
         self._crashes: list[tuple[str, EdgeLLMError]] = []
 
@@ -129,18 +139,16 @@ class _Comparison:
                 self._crashes.append((candidate.name, answer))
             return None
         wanted = self._reference.ids
-        different = [i for i, (a, b) in enumerate(zip(wanted, answer.ids, strict=True)) if a != b]
-        wrong = [i for i in different if not hard_text.differs_by_tables(self._model, self._texts[i])]
+        wrong = [i for i, (a, b) in enumerate(zip(wanted, answer.ids, strict=True)) if a != b]
         if wrong:
             if self._nearest is None or len(wrong) < self._nearest[0]:
                 first = wrong[0]
                 said = _difference(self._texts[first], wanted[first], answer.ids[first])
                 self._nearest = (len(wrong), candidate.name, said)
             return None
-        n_same = len(wanted) - len(different)
-        said = f"same token ids as tokenizers on {n_same} texts ({sum(map(len, wanted))} tokens)"
-        if different:
-            said += f"; {len(different)} texts with {hard_text.TABLES_REASON}"
+        said = f"same token ids as tokenizers on {len(wanted)} texts ({sum(map(len, wanted))} tokens)"
+        for reason in dict.fromkeys(self._left_out):
+            said += f"; not compared: {self._left_out.count(reason)} with {reason}"
         if answer.framed != self._reference.framed:
             said += f"; around a text llama.cpp itself gives {answer.framed} where tokenizers gives {self._reference.framed}"
         return said + "".join(f"; llama.cpp died trying {name!r}" for name, _ in self._crashes)

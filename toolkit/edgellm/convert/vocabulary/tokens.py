@@ -79,6 +79,7 @@ class Vocabulary:
         flags: whether the tokenizer adds bos, eos or sep to a text by itself.
         extra: further header entries.
         tokenizer_json: what `tokenizers` has to read, where it is not the repository's own file byte for byte.
+        composes: the tokenizer normalizes a text to Unicode's composed form (NFC) first.
         notes: what was left out and why, one sentence each.
     """
 
@@ -93,6 +94,7 @@ class Vocabulary:
     flags: dict[str, bool] = dataclasses.field(default_factory=dict)
     extra: dict[str, HeaderValue] = dataclasses.field(default_factory=dict)
     tokenizer_json: bytes | None = None
+    composes: bool = False
     notes: tuple[str, ...] = ()
 
     def header(self, pre: str, chat_template: str | None) -> dict[str, HeaderValue]:
