@@ -16,7 +16,7 @@ from pathlib import Path
 from edgellm import artifact, staging
 from edgellm.artifact import Manifest, Parent, Recipe
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert import architectures, mixture, tokenizer, writer
+from edgellm.convert import architectures, chat_templates, mixture, tokenizer, writer
 from edgellm.convert import recipe as recipes
 from edgellm.convert.source import HeaderValue, Source, from_gguf
 from edgellm.convert.vocabulary.choose import Engines, choose
@@ -34,17 +34,27 @@ def read_source(checkpoint: Checkpoint) -> Source:
     return from_gguf(checkpoint) if checkpoint.kind == "gguf" else architectures.read_source(checkpoint)
 
 
-def add_vocabulary(source: Source, engines: Engines) -> tuple[Source, str | None]:
+def add_vocabulary(
+    source: Source, engines: Engines, *, chat_template: str | None = None
+) -> tuple[Source, str | None]:
     """The source with its vocabulary in the header, and how llama.cpp has to read it, with the evidence.
 
     The source's checkpoint carries the tokenizer.json for the artifact where that is not the repository's own file.
 
     Args:
         engines: `tokenizers` and llama.cpp, each run in a child by the caller.
+        chat_template: name or file of the template to put in; None takes the model's own, else what evidence says.
+
+    Returns:
+        The note has one line per choice, "choice: because"; None where nothing was chosen.
     """
     checkpoint = source.checkpoint
+    template, reason = chat_templates.choose_chat_template(checkpoint, chat_template)
     if checkpoint.kind == "gguf":
-        return source, None
+        if template is None or reason is None:
+            return source, None
+        header = {**source.header, "tokenizer.chat_template": HeaderValue("STRING", template)}
+        return dataclasses.replace(source, header=header), reason
     vocabulary = tokenizer.read_vocabulary(checkpoint, source.shape.vocab_size)
     with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
         path = checkpoint.tokenizer_path
@@ -60,12 +70,13 @@ def add_vocabulary(source: Source, engines: Engines) -> tuple[Source, str | None
         choice = choose(vocabulary, path, engines, write_trial)
     header = {
         **source.header,
-        **choice.vocabulary.header("default", checkpoint.chat_template),
+        **choice.vocabulary.header("default", template),
         **choice.candidate.header(),
     }
     kept = dataclasses.replace(checkpoint, tokenizer_json=vocabulary.tokenizer_json)
     said = "; ".join([f"{_named(choice.candidate)}: {choice.evidence}", *choice.vocabulary.notes])
-    return dataclasses.replace(source, checkpoint=kept, header=header), said
+    lines = [said, *([reason] if reason else [])]
+    return dataclasses.replace(source, checkpoint=kept, header=header), "\n".join(lines)
 
 
 def _named(candidate: Candidate) -> str:
@@ -215,8 +226,9 @@ def _parent(path: Path, stop: threading.Event) -> Parent:
 
 
 def _with_note(recipe: Recipe, note: str) -> Recipe:
-    choice, _, because = note.partition(": ")
-    return records.replace(recipe, reasons=[*recipe.reasons, artifact.Reason(choice=choice, because=because)])
+    pairs = [line.partition(": ") for line in note.splitlines()]
+    more = [artifact.Reason(choice=choice, because=because) for choice, _, because in pairs]
+    return records.replace(recipe, reasons=[*recipe.reasons, *more])
 
 
 def _without_tensors(source: Source) -> Source:

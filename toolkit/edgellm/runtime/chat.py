@@ -64,6 +64,15 @@ def render(
     return "".join(pieces)
 
 
+def check_template(template: str) -> None:
+    """Refuse a template that cannot be used, without rendering it.
+
+    Raises:
+        BadInputError: it does not parse, or is too long.
+    """
+    _compile(template)
+
+
 def check_messages(messages: Sequence[Message]) -> None:
     """Refuse what is not a list of {"role": ..., "content": text}.
 

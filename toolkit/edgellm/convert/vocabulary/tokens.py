@@ -28,6 +28,10 @@ KNOWN_ENDS = (
 )  # fmt: skip
 
 
+# These end a turn by a family's convention, and nobody else knows them: Dolly 2.0.
+FURTHER_ENDS = ("### End",)
+
+
 class AddedToken(NamedTuple):
     """A token that is found in a text before everything else.
 
@@ -225,6 +229,7 @@ def ends_of_turn(checkpoint: Checkpoint, table: Table, special: Mapping[str, int
         for number in numbers if isinstance(numbers, list) else [numbers]:
             if type(number) is int and 0 <= number < len(table.tokens) and number not in found:
                 found.append(number)
+    found += [table.ids[text] for text in FURTHER_ENDS if text in table.ids]
     others = [
         number
         for number in found
