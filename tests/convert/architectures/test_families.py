@@ -15,6 +15,7 @@ from tests.support.tiny_models import Made
 
 EQUAL_NATS, WRONG_NATS = 1e-4, 1e-3
 WRONG_SHARE, NEAR_COSINE = 1e-2, 0.9999
+COMPARED = [name for name, row in ROWS.items() if not row.theirs_fails]
 CONTROLS = [(row.name, control) for row in ROWS.values() for control in row.controls]
 DECODERS = [name for name, row in ROWS.items() if not row.embeds]
 ENCODERS = [name for name, row in ROWS.items() if row.embeds]
@@ -27,7 +28,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
 
 @pytest.fixture(scope="module")
 def theirs(made: dict[str, Made], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return tiny_models.convert_with_llama_cpp(made.values(), tmp_path_factory.mktemp("theirs"))
+    compared = [made[name] for name in COMPARED]
+    return tiny_models.convert_with_llama_cpp(compared, tmp_path_factory.mktemp("theirs"))
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -79,7 +81,7 @@ def test_a_wrong_conversion_is_noticed(
     assert kl_divergence(made[name].reference[:n], seen[:n]) > WRONG_NATS
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", COMPARED)
 def test_tensors_and_header_equal_those_of_llama_cpps_converter(
     made: dict[str, Made], theirs: dict[str, Path], name: str, tmp_path: Path
 ) -> None:

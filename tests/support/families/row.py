@@ -24,6 +24,7 @@ class Row:
         saved: keys of config.json that are changed after saving, as old repositories have them; None removes one.
         renamed: (old, new) prefix of every tensor's name, as some repositories have them.
         theirs: GGUF keys and tensors in which llama.cpp's converter differs, with the reason.
+        theirs_fails: why llama.cpp's converter cannot convert it, where it cannot.
         n_tokens: tokens compared; fewer than all where llama.cpp has no window and the context ends with it.
         pooling: an encoder, whose embeddings are compared, not its logits: what its pooling_mode_* is.
         within_share: how near its embeddings are, relative to their length.
@@ -39,6 +40,7 @@ class Row:
     saved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     renamed: tuple[str, str] | None = None
     theirs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    theirs_fails: str | None = None
     n_tokens: int = 256
     pooling: str | None = None
     within_share: float = 1e-3
