@@ -132,6 +132,7 @@ class Family:
                 )
             context = min(hyper.window, hyper.context_train)
             hyper = dataclasses.replace(hyper, context_train=context, window=None)
+        own = common_header(hyper) | self.header(fields, described)
         found = self._tensors(checkpoint, hyper, self.absent(fields, hyper))
         tensors = in_file_order(found + self.computed(fields, hyper))
         header = {
@@ -141,7 +142,6 @@ class Family:
         }
         if checkpoint.licence:
             header["general.license"] = HeaderValue("STRING", checkpoint.licence)
-        own = common_header(hyper) | self.header(fields, described)
         if self.is_encoder:
             pooling = read_pooling(checkpoint.path)
             checkpoint = dataclasses.replace(checkpoint, files=(*checkpoint.files, *pooling.files))
