@@ -44,7 +44,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_a_hugging_face_directory_becomes_an_artifact(smollm2_hf: Path, tmp_path: Path) -> None:
     stages: dict[str, tuple[int, int]] = {}
     made = api.convert(
-        smollm2_hf, target="rpi5", quant="Q8_0", output=tmp_path / "out", verify="quick", context=1024,
+        smollm2_hf, target="rpi5", quant="Q8_0", output=tmp_path / "out", verify="quick", engine="gguf", context=1024,
         progress=lambda stage, done, total: stages.update({stage: (done, total)}),
     )  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -88,7 +88,7 @@ def test_a_hugging_face_directory_becomes_an_artifact(smollm2_hf: Path, tmp_path
 
 
 def test_the_reference_leaves_nothing_in_the_cache(tiny: Path, tmp_path: Path) -> None:
-    api.convert(tiny, quant="F32", output=tmp_path / "out", verify="quick", max_kl=1e-6)
+    api.convert(tiny, quant="F32", output=tmp_path / "out", verify="quick", engine="gguf", max_kl=1e-6)
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "edgellm"
     assert list(cache.iterdir()) == []
 
@@ -98,7 +98,7 @@ def test_too_far_from_the_source_is_kept_as_rejected_and_has_no_final_name(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(QualityError, match=r"kept as out\.rejected") as caught:
-        api.convert(tiny, quant="Q4_0", output=out, verify="quick", max_kl=1e-9)
+        api.convert(tiny, quant="Q4_0", output=out, verify="quick", engine="gguf", max_kl=1e-9)
     assert caught.value.exit_code == 65
     assert not out.exists()
     kept = artifact.open_directory(tmp_path / "out.rejected")
@@ -106,7 +106,7 @@ def test_too_far_from_the_source_is_kept_as_rejected_and_has_no_final_name(
     assert kept.receipt.verdict == "fail"
     assert api.verify(tmp_path / "out.rejected") is None
     with pytest.raises(QualityError):  # again: the older rejected one is replaced
-        api.convert(tiny, quant="Q4_1", output=out, verify="quick", max_kl=1e-9)
+        api.convert(tiny, quant="Q4_1", output=out, verify="quick", engine="gguf", max_kl=1e-9)
     assert artifact.open_directory(tmp_path / "out.rejected").manifest.quant == "Q4_1"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.rejected", "tiny"]
 
@@ -116,7 +116,7 @@ def test_a_users_directory_named_rejected_is_never_removed(tiny: Path, tmp_path:
     users.mkdir()
     (users / "thesis.txt").write_text("mine")
     with pytest.raises(QualityError, match=r"not kept.*out\.rejected"):
-        api.convert(tiny, quant="Q4_0", output=tmp_path / "out", verify="quick", max_kl=1e-9)
+        api.convert(tiny, quant="Q4_0", output=tmp_path / "out", verify="quick", engine="gguf", max_kl=1e-9)
     assert contents(users) == {"thesis.txt": b"mine"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.rejected", "tiny"]
 
@@ -126,7 +126,7 @@ def test_a_failed_check_leaves_the_older_artifact_in_place(tiny: Path, tmp_path:
     api.convert(tiny, quant="Q8_0", output=out)
     before = contents(out)
     with pytest.raises(QualityError):
-        api.convert(tiny, quant="Q4_0", output=out, verify="quick", max_kl=1e-9, force=True)
+        api.convert(tiny, quant="Q4_0", output=out, verify="quick", engine="gguf", max_kl=1e-9, force=True)
     assert contents(out) == before
 
 

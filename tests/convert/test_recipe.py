@@ -143,7 +143,7 @@ def test_what_was_asked_for_is_not_replaced_and_the_table_says_what_would_fit(
     heading, *rows = caught.value.table
     assert heading.split()[:2] == ["type", "context"]
     assert [row.split()[0] for row in rows] == ["Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K"]
-    assert caught.value.hint == "what would fit: --quant Q6_K --context 1024"
+    assert caught.value.hint == "what would fit: --quant Q6_K --context 2048"
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,10 @@ class Receipt(Record):
     """How far the converted model is from its reference, on the same token ids.
 
     KL divergence is KL(reference || converted) in nats per token; errors are standard errors of the mean.
+
+    Attributes:
+        reference_engine: what computed the reference.  reference_because: why it was that.
+        max_kl, min_top1_agreement: the bounds that decide the verdict.
     """
 
     schema: str
@@ -157,6 +161,8 @@ class Receipt(Record):
     golden: list[GoldenOutput]
     max_kl: float
     verdict: Literal["pass", "fail"]
+    reference_because: str = "not stated"
+    min_top1_agreement: float = 0.0
 
     def __post_init__(self) -> None:
         if self.schema != RECEIPT_SCHEMA:

@@ -44,3 +44,11 @@ def cache_directory() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("edgellm"))
+
+
+def export_environments() -> list[Path]:
+    """Where an environment with torch and transformers may be: in the cache, and beside a checkout's own."""
+    places = [cache_directory() / "export"]
+    if _PACKAGE.parent.name == "toolkit":
+        places.append(_PACKAGE.parent.parent / ".venv-oracle")
+    return places

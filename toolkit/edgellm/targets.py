@@ -59,6 +59,22 @@ class TargetDefaults(Record):
                 raise ValueError(f"defaults.{name} is {value}, outside {low} to {high}")
 
 
+class TargetQuality(Record):
+    """How far a converted model may be from its source on this target; `why` has the reason.
+
+    Attributes:
+        max_kl: mean KL divergence in nats per token.
+        min_top1_agreement: share of positions where both find the same token most likely.
+    """
+
+    max_kl: float
+    min_top1_agreement: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_kl <= 100 or not 0 <= self.min_top1_agreement <= 1:
+            raise ValueError(f"quality: {self.max_kl} nats, {self.min_top1_agreement:g} agreement")
+
+
 class Target(Record):
     """A device.
 
@@ -72,6 +88,7 @@ class Target(Record):
         energy_sources: what can be read there, best first; empty where nothing can.
         sources: field -> where its value comes from: an address, or a method in words. Every number has one.
         why: default (and any number left unknown) -> the reason.
+        quality: bounds of the gate; None holds a model only to its type's.
         source_id: row of the table the file was made from, or `detected`.
     """
 
@@ -90,6 +107,7 @@ class Target(Record):
     why: dict[str, str]
     source_id: str
     bandwidth_bytes_per_s: float | None = None
+    quality: TargetQuality | None = None
 
     def __post_init__(self) -> None:
         if not _ID.match(self.id):
@@ -121,9 +139,11 @@ class Target(Record):
         for name in _DEFAULTS:
             if not self.why.get(name):
                 raise ValueError(f"defaults.{name} has no entry in why")
+        if self.quality and not self.why.get("quality"):
+            raise ValueError("quality has no entry in why")
         if stray := set(self.sources) - set(self.__struct_fields__) - {"nearest"}:
             raise ValueError(f"sources names no field: {', '.join(sorted(stray))}")
-        if stray := set(self.why) - {*_DEFAULTS, *_NUMBERS}:
+        if stray := set(self.why) - {*_DEFAULTS, *_NUMBERS, "quality"}:
             raise ValueError(f"why names no default or number: {', '.join(sorted(stray))}")
 
 

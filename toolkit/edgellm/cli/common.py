@@ -37,6 +37,14 @@ threads_option = click.option(
 context_option = click.option(
     "--context", type=click.IntRange(1, 1 << 22), metavar="N", help="Tokens of prompt and answer together."
 )
+engine_option = click.option(
+    "--reference-engine",
+    "engine",
+    type=click.Choice(["auto", "transformers", "gguf"]),
+    default="auto",
+    show_default=True,
+    help="What computes the reference: auto is transformers where it is installed, else the unquantized GGUF.",
+)
 
 
 class FiniteRange(click.FloatRange):

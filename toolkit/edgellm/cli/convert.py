@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import FiniteRange, context_option, json_option, print_json, progress_bars, show
+from edgellm.cli.common import (
+    FiniteRange,
+    context_option,
+    engine_option,
+    json_option,
+    print_json,
+    progress_bars,
+    show,
+)
 
 
 @click.command("convert")
@@ -46,6 +54,7 @@ from edgellm.cli.common import FiniteRange, context_option, json_option, print_j
     metavar="NATS",
     help="Fail if it is further from the source than this.",
 )
+@engine_option
 @click.option("--jobs", type=click.IntRange(1, 256), help="Worker threads; by default all cores.")
 @click.option("--dry-run", is_flag=True, help="Print the recipe, its reasons and sizes; write nothing.")
 @click.option(
@@ -61,6 +70,7 @@ def command(
     kv_type: str,
     verify: str,
     max_kl: float | None,
+    engine: str,
     jobs: int | None,
     dry_run: bool,
     force: bool,
@@ -84,7 +94,7 @@ def command(
     with progress_bars() as progress:
         artifact = api.convert(
             model, target=target, output=output, quant=quant, context=context, kv_type=kv_type,
-            verify=verify, max_kl=max_kl, jobs=jobs, force=force, progress=progress,  # type: ignore[arg-type]
+            verify=verify, max_kl=max_kl, engine=engine, jobs=jobs, force=force, progress=progress,  # type: ignore[arg-type]
         )  # fmt: skip
     if as_json:
         print_json(artifact)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import FiniteRange, json_option, print_json, progress_bars, show
+from edgellm.cli.common import FiniteRange, engine_option, json_option, print_json, progress_bars, show
 
 
 @click.command("verify")
@@ -24,9 +24,16 @@ from edgellm.cli.common import FiniteRange, json_option, print_json, progress_ba
     metavar="NATS",
     help="Fail if it is further from the reference than this.",
 )
+@engine_option
 @json_option
 def command(
-    artifact: str, reference: str | None, text: Path | None, full: bool, max_kl: float | None, as_json: bool
+    artifact: str,
+    reference: str | None,
+    text: Path | None,
+    full: bool,
+    max_kl: float | None,
+    engine: str,
+    as_json: bool,
 ) -> None:
     """Check an artifact, and how far it is from its source.
 
@@ -42,6 +49,7 @@ def command(
             text=text,
             mode="full" if full else "quick",
             max_kl=max_kl,
+            engine=engine,  # type: ignore[arg-type]
             progress=progress,
         )
     opened = api.open_artifact(artifact)

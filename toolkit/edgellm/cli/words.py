@@ -25,5 +25,6 @@ def receipt_line(receipt: Receipt) -> str:
     return (
         f"{receipt.verdict}: KL {receipt.kl_mean:.4f} +- {receipt.kl_mean_error:.4f} nats/token from {receipt.reference}, "
         f"same top token {receipt.top1_agreement:.1%} +- {receipt.top1_agreement_error:.1%}, "
-        f"perplexity x {receipt.perplexity_ratio:.4f} (over {receipt.n_tokens} tokens; allowed KL {receipt.max_kl:g})"
+        f"perplexity x {receipt.perplexity_ratio:.4f} (over {receipt.n_tokens} tokens; allowed KL {receipt.max_kl:g}; "
+        f"reference by {receipt.reference_engine})"
     )

@@ -10,13 +10,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgellm.artifact import GoldenOutput
 from edgellm.errors import BadInputError
-from edgellm.protocols import Backend, Batcher, Feed, FloatArray, SamplingParams
+from edgellm.protocols import Backend, Feed, FloatArray, Sampled, SamplingParams
 
 N_CTX = 512
 MAX_LOGITS = 16 * 1024**2
@@ -56,8 +57,36 @@ class Divergence:
     perplexity_ratio_error: float
 
 
+class ReferenceBatcher(Protocol):
+    """The part of a `Batcher` that a reference must have."""
+
+    def step(self, feeds: Sequence[Feed]) -> list[Sampled]:
+        """Append each feed's tokens and return the logits it asks for."""
+        ...
+
+    def free(self, sequence: int) -> None:
+        """Forget a sequence."""
+        ...
+
+    def close(self) -> None:
+        """Release it; safe to call twice."""
+        ...
+
+
+class Reference(Protocol):
+    """The part of a `Backend` that a reference must have: a Backend, or another engine behind the same face."""
+
+    vocab_size: int
+    add_bos: bool
+    bos_id: int | None
+
+    def open(self, *, n_sequences: int, context: int) -> ReferenceBatcher:
+        """A cache for that many sequences."""
+        ...
+
+
 def compare(
-    reference: Backend,
+    reference: Reference,
     candidate: Backend,
     ids: Sequence[int],
     *,
@@ -81,7 +110,10 @@ def compare(
     chunks = [list(ids[i : i + N_CTX]) for i in range(0, len(ids) - N_CTX + 1, N_CTX)][:max_chunks]
     if not chunks:
         raise BadInputError(f"the text has {len(ids)} tokens, at least {N_CTX} are needed")
-    batchers = [backend.open(n_sequences=1, context=N_CTX) for backend in (reference, candidate)]
+    batchers = [
+        reference.open(n_sequences=1, context=N_CTX),
+        candidate.open(n_sequences=1, context=N_CTX),
+    ]
     rows: list[tuple[FloatArray, ...]] = []
     try:
         for chunk in chunks:
@@ -118,8 +150,8 @@ def golden_outputs(backend: Backend, encode: Callable[[str], list[int]]) -> list
 
 
 def _score_chunk(
-    reference: Batcher,
-    candidate: Batcher,
+    reference: ReferenceBatcher,
+    candidate: ReferenceBatcher,
     chunk: list[int],
     vocab_size: int,
     progress: Callable[[int], None] | None,
@@ -144,7 +176,7 @@ def _score_chunk(
     return rows
 
 
-def _logits(batcher: Batcher, tokens: list[int]) -> FloatArray:
+def _logits(batcher: ReferenceBatcher, tokens: list[int]) -> FloatArray:
     logits = batcher.step([Feed(sequence=0, tokens=tokens, want="all")])[0].logits
     assert logits is not None
     return logits

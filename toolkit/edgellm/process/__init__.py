@@ -82,8 +82,8 @@ def run_child(
     """
     name = " ".join(" ".join([Path(argv[0]).name, *argv[1:4]]).split())[:120]
     started_s = time.monotonic()
-    child = _start(argv, env, memory_limit_bytes)
-    group = _Group(child)
+    child = start(argv, env, memory_limit_bytes)
+    group = Group(child)
     pipes = _Pipes(child, stdin, max_stdout_bytes, on_overflow=group.kill)
     in_time = False
     try:
@@ -102,11 +102,11 @@ def run_child(
         )
     stderr = bytes(pipes.stderr).decode("utf-8", "replace")
     if child.returncode != 0:
-        raise _failure(name, child.returncode, stderr, memory_limit_bytes)
+        raise failure(name, child.returncode, stderr, memory_limit_bytes)
     return ChildResult(bytes(pipes.stdout), stderr, seconds)
 
 
-class _Group:
+class Group:
     """The child and what it started; killed only while the child is unreaped, so its id is still its own."""
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
@@ -177,7 +177,7 @@ class _Pipes:
             pipe.close()
 
     def _collect_stdout(self) -> None:
-        for chunk in _chunks(self._child.stdout):
+        for chunk in chunks(self._child.stdout):
             if len(self.stdout) + len(chunk) > self._max_stdout_bytes:
                 self.overflowed = True
                 self._on_overflow()
@@ -185,12 +185,13 @@ class _Pipes:
             self.stdout += chunk
 
     def _collect_stderr(self) -> None:
-        for chunk in _chunks(self._child.stderr):
+        for chunk in chunks(self._child.stderr):
             self.stderr += chunk
             del self.stderr[:-STDERR_TAIL_BYTES]
 
 
-def _chunks(pipe: IO[bytes] | None) -> Iterator[bytes]:
+def chunks(pipe: IO[bytes] | None) -> Iterator[bytes]:
+    """What comes out of a pipe, as it comes."""
     assert pipe is not None
     descriptor = pipe.fileno()
     with contextlib.suppress(OSError):
@@ -198,9 +199,14 @@ def _chunks(pipe: IO[bytes] | None) -> Iterator[bytes]:
             yield chunk
 
 
-def _start(
+def start(
     argv: Sequence[str], env: Mapping[str, str] | None, memory_limit_bytes: int | None
 ) -> subprocess.Popen[bytes]:
+    """Start a command in a group of its own, with pipes.
+
+    Raises:
+        MissingInputError: the program cannot be started.
+    """
     options: dict[str, Any] = {}
     if sys.platform == "win32":
         options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
@@ -277,7 +283,7 @@ def _kill_tree(child: subprocess.Popen[bytes]) -> None:
                 process.kill()
 
 
-def _failure(name: str, status: int, stderr: str, memory_limit_bytes: int | None) -> EdgeLLMError:
+def failure(name: str, status: int, stderr: str, memory_limit_bytes: int | None) -> EdgeLLMError:
     """What a status other than 0 means."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = lines[-1] if lines else ""

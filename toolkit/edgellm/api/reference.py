@@ -1,0 +1,137 @@
+"""The reference of a quality check: transformers in an environment of its own, or the unquantized GGUF."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from edgellm import machine, outside, resources
+from edgellm.checkpoint import Checkpoint
+from edgellm.convert import architectures
+from edgellm.errors import BackendError, EdgeLLMError
+from edgellm.process.conversation import Conversation
+from edgellm.protocols import Feed, FloatArray, Sampled
+from edgellm.units import format_bytes
+
+PYTHON_VARIABLE = "EDGELLM_EXPORT_PYTHON"
+_HELLO_BYTES = 256
+_LOAD_S = 600.0
+_ANSWER_S = 900.0
+# Weights in float32, what loading adds, and the interpreter.
+_LOADING_FACTOR = 1.3
+_INTERPRETER_BYTES = 1 << 30
+
+
+class Found(NamedTuple):
+    """An interpreter that has transformers, or None and why there is none."""
+
+    python: Path | None
+    because: str
+
+
+def find_python() -> Found:
+    """The interpreter of the export environment: named by EDGELLM_EXPORT_PYTHON, made by set-up, or this one."""
+    named = os.environ.get(PYTHON_VARIABLE)
+    if named:
+        return Found(Path(named), f"named by {PYTHON_VARIABLE}")
+    if find_spec("torch") and find_spec("transformers"):
+        return Found(Path(sys.executable), "installed beside edgellm")
+    for place in resources.export_environments():
+        python = place / "bin" / "python"
+        if python.exists():
+            return Found(python, f"found in {place.name}")
+    return Found(None, "transformers is not installed")
+
+
+def why_not(checkpoint: Checkpoint, n_params: int) -> str | None:
+    """Why transformers cannot be the reference for this model here; None if it can be tried."""
+    if checkpoint.kind != "hf":
+        return "the source is a GGUF"
+    classes = checkpoint.config.get("architectures") or [None]
+    if classes[0] not in architectures.FAMILIES:
+        return f"{classes[0]!r} is not one of our families"
+    if find_python().python is None:
+        return find_python().because
+    needed = int(n_params * 4 * _LOADING_FACTOR) + _INTERPRETER_BYTES
+    free = machine.available_memory_bytes()
+    if free is not None and needed > free:
+        return f"float32 weights need {format_bytes(needed)}, {format_bytes(free)} are free"
+    return None
+
+
+class TransformersReference:
+    """A model computed by transformers in float32, in a child process; only what a comparison needs.
+
+    Attributes:
+        vocab_size: logits per position.  engine: what computes, in words.
+
+    Raises:
+        EdgeLLMError: the child cannot load the model; its own last words are in the message.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, add_bos: bool, bos_id: int | None) -> None:
+        python = find_python().python
+        if python is None:
+            raise BackendError("transformers is not installed")
+        program = Path(outside.__file__).parent / "transformers_reference.py"
+        class_name = checkpoint.config["architectures"][0]
+        quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+        argv = [str(python), "-P", str(program), str(checkpoint.path.resolve()), class_name]
+        self._child = Conversation([*argv, str(machine.usable_cores())], env={**os.environ, **quiet})
+        try:
+            hello = json.loads(self._child.ask(b"", _HELLO_BYTES, timeout_s=_LOAD_S))
+        except BaseException:
+            self._child.close()
+            raise
+        self.vocab_size = int(hello["n_vocab"])
+        self.engine = f"transformers {hello['transformers']}, torch {hello['torch']}, float32"
+        self.add_bos, self.bos_id = add_bos, bos_id
+
+    def open(self, *, n_sequences: int, context: int) -> TransformersReference:
+        """The one sequence there is, empty."""
+        if n_sequences != 1:
+            raise ValueError("a reference has one sequence")
+        self._context = context
+        self._ids: list[int] = []
+        return self
+
+    def free(self, _sequence: int) -> None:
+        """Forget the sequence."""
+        self._ids = []
+
+    def step(self, feeds: Sequence[Feed]) -> list[Sampled]:
+        """Append tokens; logits of shape (n_tokens, vocab_size) if all are wanted."""
+        (feed,) = feeds
+        self._ids += feed.tokens
+        if feed.want != "all":
+            return [Sampled(tokens=[])]
+        n_rows = len(feed.tokens)
+        question = json.dumps({"ids": self._ids, "n_last": n_rows}).encode()
+        answer = self._child.ask(question, 4 * n_rows * self.vocab_size, timeout_s=_ANSWER_S)
+        logits: FloatArray = np.frombuffer(answer, dtype="<f4").reshape(n_rows, self.vocab_size)
+        return [Sampled(tokens=[], logits=logits)]
+
+    def close(self) -> None:
+        """End the child; safe to call twice."""
+        self._child.close()
+
+
+def open_transformers(
+    checkpoint: Checkpoint, n_params: int, *, add_bos: bool, bos_id: int | None
+) -> tuple[TransformersReference | None, str]:
+    """The reference by transformers, or None and the reason."""
+    reason = why_not(checkpoint, n_params)
+    if reason:
+        return None, reason
+    try:
+        reference = TransformersReference(checkpoint, add_bos=add_bos, bos_id=bos_id)
+    except EdgeLLMError as err:
+        return None, f"transformers cannot load it: {err.message[:200]}"
+    return reference, ""

@@ -1,0 +1,1 @@
+"""Programs for another interpreter: one that has torch and transformers. Nothing of edgellm imports them."""
