@@ -136,6 +136,7 @@ def test_the_vocabulary_may_be_known_from_the_embedding_alone(read: Read) -> Non
             {"expert_count": (U32, 4), "expert_used_count": (U32, 1), "expert_group_count": (U32, 2)},
             "expert_group_used_count is 0, expected an integer from 1 to 1",
         ),
+        ({"pooling_type": (U32, 5)}, "pooling_type is 5, expected an integer from 0 to 4"),
         ({"general.type": ("STRING", "adapter")}, "a LoRA adapter, not a model"),
         ({"general.type": ("STRING", "mmproj")}, "a multimodal projector"),
     ],
@@ -145,6 +146,13 @@ def test_refuses(read: Read, changes: dict[str, tuple[str, Any]], message: str) 
         read(changes)
     assert str(caught.value).startswith("model.gguf: ")
     assert message in str(caught.value)
+
+
+def test_heads_of_an_encoder_are_as_wide_for_values_as_for_keys(read: Read) -> None:
+    sizes = {"attention.key_length": (U32, 4), "attention.value_length": (U32, 8)}
+    assert read(sizes).head_size_v == 8
+    with pytest.raises(BadInputError, match=r"bert\.attention\.value_length is 8, expected 4, as the keys"):
+        read(sizes, architecture="bert")
 
 
 @pytest.mark.parametrize(

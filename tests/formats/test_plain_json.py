@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.errors import BadInputError, MissingInputError
-from edgellm.formats.plain_json import MAX_DEPTH, Fields, parse_json, read_json
+from edgellm.formats.plain_json import MAX_DEPTH, Fields, parse_json, read_json, read_json_array
 from tests.support.refusals import refusal
 
 
@@ -95,6 +95,26 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         BadInputError, match=r"config\.json: 1099511627776 bytes, more than the 16777216 allowed"
     ):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"{}", "the top level is an object"),
+        (b"3", "a number"),
+        (b"[1, NaN]", "NaN"),
+        (b"[" * 100, "not JSON"),
+    ],
+)
+def test_an_array_is_read_under_the_same_rules(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "modules.json"
+    path.write_bytes(b'[{"a": 1}, 2]')
+    assert read_json_array(path) == [{"a": 1}, 2]
+    path.write_bytes(data)
+    with pytest.raises(BadInputError, match=rf"^modules\.json: .*{words}"):
+        read_json_array(path)
+    with pytest.raises(BadInputError, match="more than the 1 allowed"):
+        read_json_array(path, 1)
 
 
 def test_a_missing_file_is_missing_input(tmp_path: Path) -> None:

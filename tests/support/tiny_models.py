@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from edgellm.checkpoint import open_checkpoint
 from edgellm.convert import pipeline, writer
 from edgellm.convert.source import HeaderValue, Source
 from edgellm.native.llama import LlamaModel, LlamaOptions
+from edgellm.native.llama_embeddings import AskedPooling
 from edgellm.protocols import Feed
 from tests.support import oracle, tiny_llama
 from tests.support.families.row import Row
@@ -126,7 +127,9 @@ def read_source(directory: Path) -> Source:
     source = pipeline.read_source(open_checkpoint(directory))
     n = source.shape.vocab_size
     header = {
-        "general.name": HeaderValue("STRING", "tiny"),  # llama.cpp looks for tokens of Phi 3 where the name says so
+        "general.name": HeaderValue(
+            "STRING", "tiny"
+        ),  # llama.cpp looks for tokens of Phi 3 where the name says so
         "tokenizer.ggml.model": HeaderValue("STRING", "gpt2"),
         "tokenizer.ggml.pre": HeaderValue("STRING", "gpt-2"),
         "tokenizer.ggml.tokens": HeaderValue("ARRAY", [f"t{i}" for i in range(n)], "STRING"),
@@ -176,13 +179,14 @@ def reference_embeddings(made: Made) -> Embeddings:
     return Embeddings(states, pooled[np.newaxis] / np.linalg.norm(pooled))
 
 
-def our_embeddings(path: Path) -> Embeddings:
-    """What llama.cpp computes for IDS, pooled as the file's header says; without flash attention."""
+def our_embeddings(path: Path, ids: Sequence[int] = IDS) -> Embeddings:
+    """What llama.cpp computes for a text, pooled as the file's header says; without flash attention."""
     model = LlamaModel(path, LlamaOptions(n_threads=1, flash_attention="off"))
     found = []
+    pooling: AskedPooling
     for pooling, normalize in (("none", False), ("model", True)):
-        embedder = model.open_embedder(context=N_TOKENS, pooling=pooling)
-        found.append(embedder.embed(IDS, normalize=normalize))
+        embedder = model.open_embedder(context=len(ids), pooling=pooling)
+        found.append(embedder.embed(ids, normalize=normalize))
         embedder.close()
     model.close()
     return Embeddings(*found)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from edgellm.convert.architectures.family import Family, Header
-from edgellm.convert.architectures.hyper import EXACT_GELU, TANH_GELU, Hyper, check_activation, read_hyper
+from edgellm.convert.architectures.hyper import (
+    EXACT_GELU,
+    TANH_GELU,
+    Hyper,
+    check_activation,
+    check_square,
+    read_hyper,
+)
 from edgellm.convert.source import HeaderValue
 from edgellm.errors import UnsupportedError
 from edgellm.formats.plain_json import Fields
@@ -72,7 +79,8 @@ def _hyper(fields: Fields) -> Hyper:
     return dataclasses.replace(hyper, n_token_types=n_token_types)
 
 
-def _check(fields: Fields, _hyper: Hyper) -> list[str]:
+def _check(fields: Fields, hyper: Hyper) -> list[str]:
+    check_square(fields, hyper)
     positions = fields.text("position_embedding_type", default="absolute", max_chars=40)
     if positions != "absolute":
         raise UnsupportedError(

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from edgellm.convert.architectures.bert import TABLES, encoder_header, head_note, linear, vectors
 from edgellm.convert.architectures.family import Family
-from edgellm.convert.architectures.hyper import EXACT_GELU, TANH_GELU, Hyper, check_activation, read_hyper
+from edgellm.convert.architectures.hyper import (
+    EXACT_GELU,
+    TANH_GELU,
+    Hyper,
+    check_activation,
+    check_square,
+    read_hyper,
+)
 from edgellm.formats.plain_json import Fields
 
 _NAMES: dict[str, str | tuple[str, ...]] = {
@@ -29,7 +36,8 @@ def _hyper(fields: Fields) -> Hyper:
     return read_hyper(fields, names=_NAMES, default_context=512, default_epsilon=EPSILON)
 
 
-def _check(fields: Fields, _hyper: Hyper) -> list[str]:
+def _check(fields: Fields, hyper: Hyper) -> list[str]:
+    check_square(fields, hyper)
     notes = check_activation(fields, "activation", "gelu", same=TANH_GELU, near=EXACT_GELU)
     return notes + head_note(fields, ("DistilBertForMaskedLM",))
 

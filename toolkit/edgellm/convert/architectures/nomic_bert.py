@@ -13,7 +13,14 @@ from edgellm.convert.architectures.bert import (
     vectors,
 )
 from edgellm.convert.architectures.family import Family, Header
-from edgellm.convert.architectures.hyper import MAX_WIDTH, Hyper, check_activation, read_hyper, refuse
+from edgellm.convert.architectures.hyper import (
+    MAX_WIDTH,
+    Hyper,
+    check_activation,
+    check_square,
+    read_hyper,
+    refuse,
+)
 from edgellm.convert.source import HeaderValue
 from edgellm.errors import UnsupportedError
 from edgellm.formats.plain_json import Fields
@@ -58,6 +65,7 @@ def _check(fields: Fields, hyper: Hyper) -> list[str]:
         raise UnsupportedError(
             f"{fields.where}: moe_every_n_layers is set; nomic-embed-text v1 and v1.5 can be converted, v2 cannot"
         )
+    check_square(fields, hyper)
     refuse(fields, _PLAIN)
     if hyper.n_kv_heads != hyper.n_heads:
         raise UnsupportedError(

@@ -1,0 +1,128 @@
+"""Embeddings by llama.cpp: their shapes, what is refused before it could bring the process down, repeatable numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
+from edgellm.native.llama import LlamaModel, LlamaOptions
+from edgellm.native.llama_embeddings import AskedPooling
+from tests.support import tiny_models
+from tests.support.families.row import with_header
+from tests.support.tiny_bert import CONTEXT, VOCAB_SIZE, WIDTH, random_tensors, write_tiny_bert
+
+IDS = [5, 9, 63, 0, 17, 5]
+OPTIONS = LlamaOptions(n_threads=1)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def encoder(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    model = LlamaModel(tiny_models.write_f32(tiny_models.read_source(directory), path), OPTIONS)
+    yield model
+    model.close()
+
+
+def test_one_row_for_each_token_or_one_for_the_text(encoder: LlamaModel) -> None:
+    states = encoder.open_embedder(context=CONTEXT, pooling="none").embed(IDS)
+    assert states.shape == (len(IDS), WIDTH)
+    expected = {
+        "model": states.mean(axis=0),
+        "mean": states.mean(axis=0),
+        "cls": states[0],
+        "last": states[-1],
+    }
+    pooling: AskedPooling
+    for pooling in ("model", "mean", "cls", "last"):
+        embedder = encoder.open_embedder(context=CONTEXT, pooling=pooling)
+        assert embedder.pooling == ("mean" if pooling == "model" else pooling)
+        found = embedder.embed(IDS)
+        assert found.shape == (1, embedder.embedding_size)
+        np.testing.assert_allclose(found[0], expected[pooling], rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_does_not_depend_on_the_one_before(encoder: LlamaModel) -> None:
+    embedder = encoder.open_embedder(context=CONTEXT)
+    first = embedder.embed(IDS)
+    other = embedder.embed(list(range(CONTEXT)))
+    np.testing.assert_array_equal(embedder.embed(IDS), first)
+    assert np.abs(other - first).max() > 0.01
+
+
+def test_every_token_sees_all_others(encoder: LlamaModel) -> None:
+    embedder = encoder.open_embedder(context=CONTEXT, pooling="none")
+    assert np.abs(embedder.embed(IDS)[0] - embedder.embed([*IDS[:-1], 6])[0]).max() > 1e-4
+
+
+def test_normalized_rows_have_length_one(encoder: LlamaModel) -> None:
+    embedder = encoder.open_embedder(context=CONTEXT, pooling="none")
+    plain, scaled = embedder.embed(IDS), embedder.embed(IDS, normalize=True)
+    np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(scaled * np.linalg.norm(plain, axis=1, keepdims=True), plain, rtol=1e-5)
+
+
+def test_a_text_longer_than_the_context(encoder: LlamaModel) -> None:
+    embedder = encoder.open_embedder(context=4)
+    assert embedder.embed(IDS[:4]).shape == (1, WIDTH)
+    with pytest.raises(ContextOverflowError, match="5 tokens do not fit the context of 4"):
+        embedder.embed(IDS[:5])
+
+
+@pytest.mark.parametrize("context", [0, CONTEXT + 1])
+def test_a_context_beyond_the_table_of_positions(encoder: LlamaModel, context: int) -> None:
+    with pytest.raises(ValueError, match=f"context is {context}, outside 1 to {CONTEXT}"):
+        encoder.open_embedder(context=context)
+
+
+@pytest.mark.parametrize("tokens", [[], [-1], [3, VOCAB_SIZE]])
+def test_tokens_that_are_none(encoder: LlamaModel, tokens: list[int]) -> None:
+    embedder = encoder.open_embedder(context=CONTEXT)
+    with pytest.raises(ValueError, match=r"no tokens|outside the vocabulary"):
+        embedder.embed(tokens)
+
+
+def test_a_closed_embedder(encoder: LlamaModel) -> None:
+    embedder = encoder.open_embedder(context=CONTEXT)
+    embedder.close()
+    embedder.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        embedder.embed(IDS)
+
+
+def test_an_encoder_generates_no_text(encoder: LlamaModel) -> None:
+    with pytest.raises(UnsupportedError, match="generates no text"):
+        encoder.open(context=CONTEXT)
+
+
+def test_a_model_that_generates_text_does_not_embed(smollm2_gguf: Path) -> None:
+    model = LlamaModel(smollm2_gguf, OPTIONS)
+    with pytest.raises(UnsupportedError, match="generates text"):
+        model.open_embedder(context=64)
+    model.close()
+
+
+def test_a_model_that_ranks_does_not_embed(directory: Path, tmp_path: Path) -> None:
+    source = with_header("pooling_type", 4)(tiny_models.read_source(directory))
+    model = LlamaModel(tiny_models.write_f32(source, tmp_path / "model.gguf"), OPTIONS)
+    with pytest.raises(UnsupportedError, match="ranks"):
+        model.open_embedder(context=CONTEXT)
+    model.close()
+
+
+def test_a_model_that_gives_no_numbers_is_broken(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    tensors["encoder.layer.1.output.LayerNorm.weight"][:] = 3e38  # finite, but its products are not
+    source = tiny_models.read_source(write_tiny_bert(tmp_path / "bert", tensors=tensors))
+    model = LlamaModel(tiny_models.write_f32(source, tmp_path / "model.gguf"), OPTIONS)
+    with pytest.raises(BackendError, match="not finite"):
+        model.open_embedder(context=CONTEXT).embed(IDS)
+    model.close()
