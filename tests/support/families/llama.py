@@ -13,6 +13,7 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+LINEAR = {"rope_type": "linear", "factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 ROTARY_CONTROLS = {
     "query rows in halves": unordered("attn_q.weight"),
@@ -44,7 +45,7 @@ ROWS = (
         "llama-linear",
         "LlamaForCausalLM",
         "LlamaConfig",
-        {**SMALL, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {**SMALL, "rope_scaling": LINEAR},
         {"without scaling": without_header("rope.scaling.type", "rope.scaling.factor")},
     ),
     Row(

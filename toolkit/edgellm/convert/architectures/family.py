@@ -240,8 +240,6 @@ class Family:
                     f"{tensor.path}: tensor {tensor.name!r} has type {tensor.type_name}; F32, F16 and BF16 can be converted"
                 )
             shape = tensor.shape[::-1] if transform.transposed else tensor.shape
-            if transform.flat:
-                shape = (n_elements(shape),)
             whole = (len(stack), *shape) if kind in self.stacked else shape
             if expected is not None and whole != expected:
                 raise BadInputError(

@@ -48,8 +48,8 @@ def _hyper(fields: Fields) -> Hyper:
 
 def _header(fields: Fields, hyper: Hyper) -> Header:
     header = llama.rms_header(_global(fields), hyper)
+    header["rope.freq_base_swa"] = HeaderValue("FLOAT32", _local_base(fields))
     if hyper.window is not None:
-        header["rope.freq_base_swa"] = HeaderValue("FLOAT32", _local_base(fields))
         header |= window_header(hyper, _slides(fields, hyper.n_layers), every(PERIOD, hyper.n_layers))
     cap = fields.number("final_logit_softcapping", 1e-3, 1e9, default=None)
     if cap is not None:

@@ -16,6 +16,7 @@ MAX_LAYERS = 512  # as llama.cpp, which aborts above it; so with the experts
 MAX_WIDTH = 1 << 20
 MAX_VOCAB = 1 << 21
 MAX_EXPERTS = 1024
+MAX_EXPERTS_IN_ALL = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,9 +179,13 @@ def with_experts(fields: Fields, hyper: Hyper, *, count: str, used: str, width: 
     """The same with its experts, from the keys named.
 
     Raises:
-        BadInputError: more experts used than there are.
+        BadInputError: more experts used than there are, or very many in all.
     """
     n_experts = fields.integer(count, 1, MAX_EXPERTS)
+    if hyper.n_layers * n_experts > MAX_EXPERTS_IN_ALL:
+        raise BadInputError(
+            f"{fields.where}: {hyper.n_layers} layers of {n_experts} experts, more than {MAX_EXPERTS_IN_ALL} in all"
+        )
     return dataclasses.replace(
         hyper,
         n_experts=n_experts,

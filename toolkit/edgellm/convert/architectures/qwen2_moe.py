@@ -7,7 +7,6 @@ import dataclasses
 from edgellm.convert.architectures import llama, qwen2
 from edgellm.convert.architectures.family import Family, Header
 from edgellm.convert.architectures.hyper import MAX_WIDTH, Hyper, read_hyper, refuse, with_experts
-from edgellm.convert.architectures.transforms import FLAT
 from edgellm.convert.architectures.windows import switched_window
 from edgellm.convert.source import HeaderValue
 from edgellm.errors import UnsupportedError
@@ -26,8 +25,8 @@ SHARED = {
     "mlp.shared_expert.up_proj.weight": "ffn_up_shexp.weight",
     "mlp.shared_expert.down_proj.weight": "ffn_down_shexp.weight",
 }
-SHARED_SHAPES = {
-    "ffn_gate_inp_shexp.weight": ("embedding_size",),
+SHARED_SHAPES: dict[str, tuple[str | int, ...]] = {
+    "ffn_gate_inp_shexp.weight": (1, "embedding_size"),
     "ffn_gate_shexp.weight": ("shared_feed_forward_size", "embedding_size"),
     "ffn_up_shexp.weight": ("shared_feed_forward_size", "embedding_size"),
     "ffn_down_shexp.weight": ("embedding_size", "shared_feed_forward_size"),
@@ -99,7 +98,6 @@ FAMILY = Family(
     per_layer=llama.NORMS | qwen2.ATTENTION | ROUTER | EXPERTS | SHARED,
     stacked=STACKED,
     shapes=SHARED_SHAPES,
-    transforms={"ffn_gate_inp_shexp.weight": FLAT},
     header=_header,
     ignored=llama.IGNORED,
     absent=_absent,

@@ -192,15 +192,16 @@ def _llama3_factors(rope: Rope, hyper: Hyper) -> npt.NDArray[np.float32]:
             f"{section.where}: {section.prefix}high_freq_factor {high} is not above low_freq_factor {low}"
         )
     old_context = section.integer("original_max_position_embeddings", 1, 1 << 30, default=8192)
+    # In float32 and in this order, so that the factors have the bits that llama.cpp's converter writes.
+    one = np.float32(1)
     exponents = np.arange(0, hyper.rotary_size, 2, dtype=np.float32) / np.float32(hyper.rotary_size)
-    factors = []
-    for frequency in (1.0 / np.float32(rope.base) ** exponents).tolist():
-        wavelength = 2 * math.pi / frequency
-        if wavelength < old_context / high:
-            factors.append(1.0)
-        elif wavelength > old_context / low:
-            factors.append(factor)
-        else:
-            smooth = (old_context / wavelength - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
-    return np.array(factors, dtype=np.float32)
+    frequencies = one / np.float32(rope.base) ** exponents
+    wavelengths = (one / frequencies) * np.float32(2 * math.pi)
+    smooth = ((one / wavelengths) * np.float32(old_context) - np.float32(low)) / np.float32(high - low)
+    smooth = np.clip(smooth, 0, 1)  # beyond, it is not looked at
+    blended = one / ((one - smooth) / np.float32(factor) + smooth)
+    slowed = np.where(wavelengths > old_context / low, np.float32(factor), blended)
+    factors: npt.NDArray[np.float32] = np.where(wavelengths < old_context / high, one, slowed).astype(
+        np.float32
+    )
+    return factors

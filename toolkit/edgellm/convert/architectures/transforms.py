@@ -22,13 +22,11 @@ class Transform:
         order: (hyper-parameters, rows) -> (output row -> source row, rows among which rows move).
         transposed: stored (n_in, n_out), as GPT-2 does.
         plus: a constant added to every value.
-        flat: a matrix of one row becomes a vector.
     """
 
     order: Callable[[Hyper, int], tuple[RowOrder, int]] | None = None
     transposed: bool = False
     plus: float = 0.0
-    flat: bool = False
 
     def for_bias(self) -> Transform:
         """The same for the vector that belongs to a matrix: its elements move, but are not transposed."""
@@ -70,4 +68,3 @@ ROTARY_KEY = Transform(order=lambda hyper, n_rows: _rotary_order(hyper.n_kv_head
 GROUPED_QKV = Transform(order=_grouped_order)
 TRANSPOSED = Transform(transposed=True)
 PLUS_ONE = Transform(plus=1.0)
-FLAT = Transform(flat=True)
