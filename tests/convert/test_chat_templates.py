@@ -25,8 +25,7 @@ CURIOUS = (
 DOCUMENTED = {
     "alpaca": (
         f"<s>{TASK}\n\n### Instruction:\nName a colour.\n\n### Response:",
-        f"<s>{TASK}\n\n### Instruction:\nName a colour.\n\n### Response:Blue.</s>\n\n"
-        "### Instruction:\nAnother?\n\n### Response:",
+        f"<s>{TASK}\n\n### Instruction:\nName a colour.\n\n### Response:Blue.</s>\n\n### Instruction:\nAnother?\n\n### Response:",
     ),
     "vicuna": (
         f"<s>{CURIOUS} USER: Name a colour. ASSISTANT:",
@@ -34,8 +33,8 @@ DOCUMENTED = {
     ),
     "dolly": (
         f"{TASK}\n\n### Instruction:\nName a colour.\n\n### Response:\n",
-        f"{TASK}\n\n### Instruction:\nName a colour.\n\n### Response:\nBlue.\n\n### End\n\n"
-        "### Instruction:\nAnother?\n\n### Response:\n",
+        TASK + "\n\n### Instruction:\nName a colour.\n\n### Response:\nBlue.\n\n### End"
+        + "\n\n### Instruction:\nAnother?\n\n### Response:\n",
     ),
     "openassistant": (
         "<|prompter|>Name a colour.</s><|assistant|>",

@@ -144,7 +144,7 @@ def _with_added(
     for token in more:
         if token.text in vocab:
             continue
-        if token.number != next_id:
+        if gaps or token.number != next_id:
             if isinstance(model.get("vocab"), list):
                 raise BadInputError(
                     f"{where}: token {token.text[:40]!r} has id {token.number}, the next free one is {next_id}"
