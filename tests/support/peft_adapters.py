@@ -90,9 +90,31 @@ CASES = {
     )
 }  # fmt: skip
 
+# What PEFT's rules for module names are compared on.
+MODULES = [
+    f"{before}{layers}.{i}.{module}"
+    for before in ("model.", "transformer.", "")
+    for layers in ("layers", "h")
+    for i in (0, 1, 11)
+    for module in ("self_attn.q_proj", "mlp.experts.1.w1", "attn.c_attn")
+] + ["lm_head", "q_proj", "model.xq_proj", "model.q_proj.inner"]
+PATTERNS = [
+    {"q_proj": 2}, {r"^model.layers.1.self_attn.q_proj": 4, "q_proj": 2}, {r"layers\.\d+\.self_attn\.q_proj": 3},
+    {r"layers.[0-9]+.*w1": 5, "w1": 6}, {"1.w1": 7}, {"self_attn": 9}, {".*": 5}, {r"h.\d.attn.c_attn": 2},
+]  # fmt: skip
+TARGETS: list[dict[str, Any]] = [
+    {"target_modules": ["q_proj"]}, {"target_modules": ["self_attn.q_proj", "w1"], "layers_to_transform": [1]},
+    {"target_modules": ["w1", "c_attn"], "layers_to_transform": 1, "layers_pattern": "layers"},
+    {"target_modules": ["model.layers.0.self_attn.q_proj", "q_proj"], "layers_to_transform": [11]},
+    {"target_modules": ["w1"], "layers_to_transform": []},
+    {"target_modules": ["w1", "c_attn"], "layers_to_transform": [0, 1], "layers_pattern": ["h", "experts"]},
+]  # fmt: skip
+
 _MAKE = """
 import pathlib, runpy, warnings, zlib, numpy, torch, transformers
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
@@ -125,7 +147,9 @@ for case in spec["cases"]:
     answer(adapted.merge_and_unload(), place / "merged.npy")
     sys.argv = [script, "--base", str(place / "base"), "--outfile", str(place / "theirs.gguf"), str(place / "adapter")]
     runpy.run_path(script, run_name="__main__")
-print("true")
+ranks = [[p.get(get_pattern_key(p, m), 8) for m in spec["modules"]] for p in spec["patterns"]]
+kept = [[bool(check_target_module_exists(LoraConfig(**t), m)) for m in spec["modules"]] for t in spec["targets"]]
+print(json.dumps({"ranks": ranks, "kept": kept}))
 """
 
 
@@ -139,14 +163,22 @@ class Made(NamedTuple):
     merged_logits: Array
 
 
-def make(cases: Iterable[Case], root: Path) -> dict[str, Made]:
+class Rules(NamedTuple):
+    """PEFT's answers for MODULES: their ranks under each of PATTERNS (8 by default), and whether TARGETS hold them."""
+
+    ranks: list[list[int]]
+    kept: list[list[bool]]
+
+
+def make(cases: Iterable[Case], root: Path) -> tuple[dict[str, Made], Rules]:
     """All cases; one child for all."""
     listed = list(cases)
-    oracle.transformers(
-        _MAKE, cases=[dataclasses.asdict(case) for case in listed], ids=IDS, out=str(root),
+    rules = oracle.transformers(
+        _MAKE, modules=MODULES, patterns=PATTERNS, targets=TARGETS,
+        cases=[dataclasses.asdict(case) for case in listed], ids=IDS, out=str(root),
         llama_cpp=str(oracle.native_build() / "llama.cpp"),
     )  # fmt: skip
-    return {
+    made = {
         case.name: Made(
             root / case.name / "base",
             root / case.name / "adapter",
@@ -156,6 +188,7 @@ def make(cases: Iterable[Case], root: Path) -> dict[str, Made]:
         )
         for case in listed
     }
+    return made, Rules(**rules)
 
 
 def adapted_logits(model_path: Path, adapter_path: Path) -> Array | None:

@@ -120,7 +120,7 @@ def _decode(data: bytes, where: str) -> str:
 
 
 def _check_depth(value: Any, where: str) -> None:
-    level: list[Any] = [value]
+    level: list[Any] = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
         level = [
             child

@@ -141,17 +141,19 @@ def _sort_tensors(path: Path) -> tuple[dict[str, Halves], dict[str, SourceTensor
     halves: dict[str, Halves] = {}
     copies = {}
     for view in safetensors.read_safetensors(path).tensors.values():
-        where = f"{path}: tensor {view.name[:MAX_NAME_CHARS]!r}"
+        where = f"{path}: tensor {view.name!r:.{MAX_NAME_CHARS}}"
         if view.dtype not in _FLOATS:
             raise BadInputError(f"{where} has type {view.dtype}; F32, F16 and BF16 can be converted")
         tensor = SourceTensor(view.name, view.dtype, view.shape, path, view.offset, view.n_bytes)
         if len(view.name) > MAX_NAME_CHARS:
-            raise BadInputError(f"{where}... has a name of {len(view.name)} characters")
+            raise BadInputError(
+                f"{path}: tensor {view.name[:60]!r}... has a name of {len(view.name)} characters"
+            )
         if found := _LINEAR.fullmatch(view.name):
             halves.setdefault(found["module"], {})[found["half"]] = tensor
         elif found := _EMBEDDING.fullmatch(view.name):
             halves.setdefault(found["module"], {})["E" + found["half"]] = tensor
-        elif (found := _COPY.fullmatch(view.name)) and ".modules_to_save" not in view.name:
+        elif (found := _COPY.fullmatch(view.name)) and not re.search(r"\.(lora_|modules_to_save)", view.name):
             copies[f"{found['module'].removesuffix('.base_layer')}.weight"] = tensor
         else:
             raise _unexpected(where, view.name)

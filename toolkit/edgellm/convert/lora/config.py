@@ -12,12 +12,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgellm.convert.lora.patterns import NamePattern
 from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats.plain_json import Fields, read_json
 
 MAX_RANK = 1 << 16
 MAX_ALPHA = 1e6
-MAX_PATTERNS = 1 << 14
+MAX_PATTERNS = 1 << 12
 MAX_NAME_CHARS = 500
 MAX_LAYER = 1 << 16
 MAX_LAYERS_LISTED = 1 << 12
@@ -34,9 +35,6 @@ _READ = frozenset([
 ])  # fmt: skip
 # These start from the base's own weights changed, so the adapter does not fit the base as it is published.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Of a pattern: letters, dots, and the few repeats that adapters use; anything else could take for ever to match.
-_PATTERN = re.compile(r"\^?(?:[A-Za-z0-9_-]|\\?\.|\.\*|\\d\+?|\[0-9\]\+?)+")
-_MAX_REPEATS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +55,8 @@ class AdapterConfig:
     where: str
     rank: int
     alpha: float
-    rank_patterns: tuple[tuple[re.Pattern[str], int], ...] = ()
-    alpha_patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
+    rank_patterns: tuple[tuple[NamePattern, int], ...] = ()
+    alpha_patterns: tuple[tuple[NamePattern, float], ...] = ()
     rank_stabilized: bool = False
     target_modules: tuple[str, ...] | None = None
     layers: frozenset[int] | None = None
@@ -67,11 +65,11 @@ class AdapterConfig:
 
     def rank_of(self, module: str) -> int:
         """Rank of a module."""
-        return next((value for pattern, value in self.rank_patterns if pattern.match(module)), self.rank)
+        return next((value for pattern, value in self.rank_patterns if pattern.matches(module)), self.rank)
 
     def scale_of(self, module: str) -> float:
         """What B @ A is multiplied by."""
-        alpha = next((value for pattern, value in self.alpha_patterns if pattern.match(module)), self.alpha)
+        alpha = next((value for pattern, value in self.alpha_patterns if pattern.matches(module)), self.alpha)
         rank = self.rank_of(module)
         return alpha / math.sqrt(rank) if self.rank_stabilized else alpha / rank
 
@@ -156,8 +154,7 @@ def _unsupported(fields: Fields, key: str, value: object, what: str) -> Unsuppor
     )
 
 
-def _patterns(fields: Fields, name: str) -> list[tuple[re.Pattern[str], Fields, str]]:
-    """Keys as PEFT matches them: the whole module name, or its end after a dot."""
+def _patterns(fields: Fields, name: str) -> list[tuple[NamePattern, Fields, str]]:
     section = fields.section(name)
     if len(section.values) > MAX_PATTERNS:
         raise BadInputError(
@@ -165,18 +162,14 @@ def _patterns(fields: Fields, name: str) -> list[tuple[re.Pattern[str], Fields, 
         )
     found = []
     for key in section.values:
-        if len(key) > MAX_NAME_CHARS or not _PATTERN.fullmatch(key) or _repeats(key) > _MAX_REPEATS:
+        try:
+            found.append((NamePattern(key), section, key))
+        except ValueError:
             raise UnsupportedError(
-                f"{fields.where}: {name} has the key {key!r:.80}, which is no module name with at most {_MAX_REPEATS} of "
-                r".* \d+ [0-9]+",
+                f"{fields.where}: {name} has the key {key!r:.80}; names with . .* \\d+ [0-9]+ are understood",
                 hint="write the full names of the modules in its place",
-            )
-        found.append((re.compile(rf"(?:.*\.)?(?:{key})\Z"), section, key))
+            ) from None
     return found
-
-
-def _repeats(key: str) -> int:
-    return key.count(".*") + key.count("+")
 
 
 def _names(fields: Fields, key: str, *, or_rule: bool = False) -> tuple[str, ...] | None:

@@ -81,7 +81,7 @@ def fit(source: Source, adapter: Adapter) -> list[tuple[Pair, SourceTensor]]:
         )
     family = FAMILIES[checkpoint.config["architectures"][0]]
     stored = _stored_weights(source, family)
-    tied = not family.is_encoder and "output.weight" not in source.shape.tensors
+    tied = not family.is_encoder and _head_is_embedding(source)
     fitted: dict[str, tuple[Pair, SourceTensor]] = {}
     for pair in adapter.pairs.values():
         name = family.bare(f"{pair.module}.weight")
@@ -112,6 +112,12 @@ def fit(source: Source, adapter: Adapter) -> list[tuple[Pair, SourceTensor]]:
     own_names = {family.bare(name): copy for name, copy in adapter.copies.items()}
     _check_copies(own_names, stored, checkpoint)
     return list(fitted.values())
+
+
+def _head_is_embedding(source: Source) -> bool:
+    """Whether one tensor is both: there is no head, or it comes from the same place."""
+    origins = {t.name: id(t.parts[0].origin) for t in source.tensors}
+    return origins.get("output.weight", origins["token_embd.weight"]) == origins["token_embd.weight"]
 
 
 def _which_base(adapter: Adapter) -> str:
