@@ -11,7 +11,7 @@ import pytest
 from edgellm.api import models
 from edgellm.errors import ContextOverflowError
 from edgellm.native.llama import LlamaOptions
-from edgellm.protocols import Backend, Batcher, Feed, SamplingParams
+from edgellm.protocols import Backend, Batcher, Feed, Observation, SamplingParams
 from edgellm.report import RuntimeInfo
 from tests.support.fake_backend import FakeBackend
 
@@ -162,3 +162,49 @@ def test_a_closed_batcher_refuses(backend: Backend) -> None:
     batcher.close()
     with pytest.raises(RuntimeError, match="closed"):
         batcher.step([Feed(sequence=0, tokens=[1])])
+
+
+class Sums:
+    """An Observer: rows and squares seen of each weight but the head."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.n_rows: dict[str, int] = {}
+        self.error = error
+
+    def wants(self, weight: str) -> bool:
+        return weight.startswith("blk.0.")
+
+    def observe(self, observation: Observation) -> None:
+        if self.error:
+            raise self.error
+        assert np.isfinite(observation.rows).all()
+        assert sum(len(rows) for _, rows in observation.by_expert()) >= len(observation.rows)
+        self.n_rows[observation.weight] = self.n_rows.get(observation.weight, 0) + len(observation.rows)
+
+
+def test_an_observer_sees_every_token_of_the_weights_it_wants_and_changes_nothing(
+    backend: Backend, prompt: list[int]
+) -> None:
+    assert backend.capabilities.observer
+    found = []
+    observer = Sums()
+    for given in (None, observer):
+        batcher = backend.open(n_sequences=2, context=CONTEXT, observer=given)
+        found.append(batcher.step([Feed(sequence=0, tokens=prompt, want="all")])[0].logits)
+        batcher.close()
+    np.testing.assert_array_equal(found[0], found[1])
+    assert {"blk.0.attn_q.weight", "blk.0.attn_k.weight"} <= observer.n_rows.keys()
+    assert set(observer.n_rows.values()) == {len(prompt)}
+    assert all(weight.startswith("blk.0.") for weight in observer.n_rows)
+
+
+def test_what_an_observer_raises_the_step_raises(backend: Backend, prompt: list[int]) -> None:
+    observer = Sums(RuntimeError("no room"))
+    batcher = backend.open(n_sequences=1, context=CONTEXT, observer=observer)
+    with pytest.raises(RuntimeError, match="no room"):
+        batcher.step([Feed(sequence=0, tokens=prompt)])
+    batcher.free(0)
+    observer.error = None
+    batcher.step([Feed(sequence=0, tokens=prompt)])
+    assert observer.n_rows["blk.0.attn_q.weight"] == len(prompt)
+    batcher.close()

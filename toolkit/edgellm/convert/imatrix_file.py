@@ -26,7 +26,7 @@ MAX_COUNT = 1 << 40
 MAX_DATASETS = 1024
 PROVENANCE_KEY = "edgellm.imatrix.provenance"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_HINT = "make one with --imatrix auto, or with llama-imatrix (an older .dat: llama-imatrix --in-file OLD -o NEW.gguf)"
+_HINT = "make one with --imatrix auto, or with llama-imatrix (an older .dat: llama-imatrix -m MODEL --in-file OLD -o NEW.gguf)"
 
 
 def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:

@@ -215,7 +215,7 @@ def check_layout(layout: type[Tensor]) -> tuple[int, int]:
             "data": (seen.data, base.ggml_get_data(weights)),
             "buffer": (seen.buffer, buffer),
             "src": (list(node.src)[:4], [weights, rows, ids, None]),
-            "op": (
+            "op": (  # kept inside ggml's table of names whatever number is read
                 [base.ggml_op_name(layout.from_address(t).op % 64) for t in (dense, routed)],
                 [b"MUL_MAT", b"MUL_MAT_ID"],
             ),
