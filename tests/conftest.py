@@ -24,8 +24,9 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
-    for name in [name for name in os.environ if name.startswith("EDGELLM_")]:
+    for name in [name for name in os.environ if name.startswith(("EDGELLM_", "HF_"))]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # no test reaches the real hub; those of tests/hub have one of their own
 
 
 @pytest.fixture(scope="session")

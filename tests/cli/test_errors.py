@@ -48,10 +48,10 @@ def test_an_unknown_built_in_model_names_the_known_ones() -> None:
     assert "builtin:smollm2" in refused(64, "run", "builtin:llama", QUESTION)[1]
 
 
-def test_a_hub_id_is_explained() -> None:
-    error, hint = refused(66, "convert", "HuggingFaceTB/SmolLM2-135M-Instruct")
+def test_a_hub_id_without_a_network_is_explained() -> None:
+    error, hint = refused(66, "convert", "HuggingFaceTB/SmolLM2-135M-Instruct", HF_HUB_OFFLINE="1")
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in error
-    assert "download" in hint
+    assert "edgellm pull" in hint
 
 
 @pytest.mark.parametrize("verb", ["convert", "run", "verify"])

@@ -11,7 +11,10 @@ import pytest
 from edgellm.cli.main import COMMANDS, HIDDEN, group
 from tests.support.cli import edgellm, refused, succeed
 
-HEAVY = ("llama_cpp", "onnxruntime", "torch", "transformers", "dask", "tokenizers", "jinja2", "rich", "gguf")
+HEAVY = (
+    "llama_cpp", "onnxruntime", "torch", "transformers", "dask", "tokenizers", "jinja2", "rich", "gguf", "huggingface_hub",
+    "httpx2",
+)  # fmt: skip
 
 
 def imported_by(code: str) -> set[str]:

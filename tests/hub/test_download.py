@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from edgellm.checkpoint import open_checkpoint
 from edgellm.errors import (
@@ -107,7 +107,7 @@ def test_files_in_hugging_faces_own_cache_are_taken_from_there(
 ) -> None:
     commit = hub.add("org/tiny", tiny)
     theirs = tmp_path / "hf"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(theirs))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(theirs))
     folder = theirs / "models--org--tiny" / "snapshots" / commit
     folder.mkdir(parents=True)
     shutil.copy(tiny / SHARD, folder)
@@ -725,3 +725,12 @@ def test_hashes_are_those_of_git_and_sha256sum(tmp_path: Path) -> None:
         name="x", n_bytes=6, sha256=hashlib.sha256(b"hello\n").hexdigest(), git_sha1=None
     )
     assert snapshot.digest_of(path, large) == large.digest
+
+
+def test_offline_mode_of_the_library_is_said_too(
+    hub: FakeHub, client: HubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(NetworkError, match="offline mode"):
+        pull(MODEL, client=client)
+    assert hub.seen == []

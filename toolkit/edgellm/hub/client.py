@@ -217,6 +217,10 @@ class HubClient:
             raise NetworkError(
                 f"{where}: the address of the hub cannot be used", hint="check HF_ENDPOINT"
             ) from err
+        except ConnectionError as err:  # raised by huggingface_hub's session
+            raise NetworkError(
+                f"{where}: huggingface_hub is in offline mode", hint="unset HF_HUB_OFFLINE"
+            ) from err
         except self._httpx.TransportError as err:
             kind = (
                 "did not answer in time"
