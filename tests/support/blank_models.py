@@ -22,7 +22,7 @@ def read(
     """The source of a directory with that config.json and tensors of zeros; names in `shapes` end with their type."""
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for name, shape in ({"none:F32": (1,)} if shapes is None else shapes).items():
         bare, _, dtype = name.partition(":")
         tensors[bare] = np.zeros(shape, dtype={"": np.float32, "F32": np.float32, "BOOL": np.bool_}[dtype])

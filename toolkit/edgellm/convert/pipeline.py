@@ -20,6 +20,7 @@ from edgellm.convert import architectures, chat_templates, mixture, tokenizer, w
 from edgellm.convert import recipe as recipes
 from edgellm.convert.source import HeaderValue, Source, from_gguf
 from edgellm.convert.vocabulary.choose import Engines, choose
+from edgellm.convert.vocabulary.model_name import model_name
 from edgellm.convert.vocabulary.tokens import Candidate
 from edgellm.errors import BadInputError, EdgeLLMError
 from edgellm.formats import records
@@ -56,6 +57,8 @@ def add_vocabulary(
         header = {**source.header, "tokenizer.chat_template": HeaderValue("STRING", template)}
         return dataclasses.replace(source, header=header), reason
     vocabulary = tokenizer.read_vocabulary(checkpoint, source.shape.vocab_size)
+    name = HeaderValue("STRING", model_name(checkpoint.name, vocabulary))
+    source = dataclasses.replace(source, header={**source.header, "general.name": name})
     with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
         path = checkpoint.tokenizer_path
         if vocabulary.tokenizer_json is not None or path is None:

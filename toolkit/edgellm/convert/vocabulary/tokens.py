@@ -38,12 +38,14 @@ class AddedToken(NamedTuple):
     Attributes:
         special: steers the model (bos, end of turn); else it is plain text.
         normalized: it is looked for in the normalized text, else in the text as given.
+        strips_right: space after it belongs to it.
     """
 
     text: str
     number: int
     special: bool
     normalized: bool
+    strips_right: bool = False
 
 
 class Candidate(NamedTuple):
@@ -149,9 +151,8 @@ def parse_added(entries: object, where: str) -> list[AddedToken]:
         if type(number) is not int:
             raise BadInputError(f"{where}: token {entry['content'][:40]!r} has id {number!r}")
         special = entry.get("special") is True
-        added.append(
-            AddedToken(entry["content"], number, special, entry.get("normalized", not special) is True)
-        )
+        normalized, strips = entry.get("normalized", not special) is True, entry.get("rstrip") is True
+        added.append(AddedToken(entry["content"], number, special, normalized, strips))
     return added
 
 
