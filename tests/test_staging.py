@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from edgellm import artifact
 from edgellm.artifact import open_directory
 from edgellm.errors import OutputError, OutputExistsError
 from edgellm.staging import staged_directory, staged_file, write_error
+from tests.support.disks import small_disk
 from tests.test_artifact import write_artifact
 
 TOOLKIT = Path(artifact.__file__).resolve().parent.parent
@@ -178,22 +177,6 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     with staged_directory(final) as staging:
         write_artifact(staging)
     assert names(tmp_path) == ["out"]
-
-
-@contextlib.contextmanager
-def small_disk(place: Path, n_bytes: int) -> Iterator[bool]:
-    """A file system of that size at `place` where mounting is allowed; yields whether it is there."""
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", str(place)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(place)], check=True)
 
 
 FILL = """
