@@ -46,7 +46,7 @@ class FakeBackend:
         self.vocab_size = VOCAB_SIZE
         self.context_train = 4096
         self.bos_id = bos_id
-        self.eos_id = END
+        self.eos_id: int | None = END
         self.add_bos = add_bos
         self.chat_template = chat_template
         self.capabilities = Capabilities(
