@@ -26,7 +26,8 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     for name in [name for name in os.environ if name.startswith(("EDGELLM_", "HF_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # no test reaches the real hub; those of tests/hub have one of their own
+    # No test reaches the real hub; those of tests/hub have one of their own.
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")
