@@ -32,7 +32,6 @@ from edgellm.convert.architectures import (
     starcoder2,
 )
 from edgellm.convert.architectures.family import Family
-from edgellm.convert.architectures.hyper import ONNX_HINT
 from edgellm.convert.source import Source
 from edgellm.errors import BadInputError, UnsupportedError
 
@@ -62,6 +61,10 @@ _MODULES = (
     stablelm,
     starcoder2,
 )
+ONNX_HINT = (
+    "models that llama.cpp cannot run go to ONNX: export it with optimum; `edgellm convert --format onnx` is not in this "
+    "version"
+)
 FAMILIES: dict[str, Family] = {name: module.FAMILY for module in _MODULES for name in module.FAMILY.classes}
 
 
@@ -69,7 +72,8 @@ def read_source(checkpoint: Checkpoint) -> Source:
     """The checkpoint's tensors and header in GGUF's terms (without its vocabulary).
 
     Raises:
-        UnsupportedError: a family not known here; the message names the nearest, the hint the other route.
+        UnsupportedError: a family not known here, of which the message names the nearest, or something in one that
+            llama.cpp does not compute; the hint is the other route.
         BadInputError: the configuration and the tensors disagree.
     """
     classes = checkpoint.config.get("architectures")
@@ -90,4 +94,8 @@ def read_source(checkpoint: Checkpoint) -> Source:
             f"{checkpoint.path}: no conversion to GGUF for {name!r}; the nearest that has one is {near!r}",
             hint=ONNX_HINT,
         )
-    return FAMILIES[name].read(checkpoint)
+    try:
+        return FAMILIES[name].read(checkpoint)
+    except UnsupportedError as err:
+        err.hint = err.hint or ONNX_HINT
+        raise

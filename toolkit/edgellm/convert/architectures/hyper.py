@@ -8,10 +8,6 @@ from collections.abc import Mapping
 from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats.plain_json import Fields
 
-ONNX_HINT = (
-    "models that llama.cpp cannot run go to ONNX: export it with optimum; `edgellm convert --format onnx` is not in this "
-    "version"
-)
 MAX_LAYERS = 512  # as llama.cpp, which aborts above it; so with the experts
 MAX_WIDTH = 1 << 20
 MAX_VOCAB = 1 << 21

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from edgellm.convert.architectures.hyper import ONNX_HINT
 from edgellm.convert.source import HeaderValue
 from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats.paths import safe_join
@@ -47,9 +46,7 @@ def read_pooling(directory: Path) -> Pooling:
         return Pooling({}, (), (note,))
     folder = _pooling_folder(modules)
     if folder is None:
-        raise UnsupportedError(
-            f"{modules}: no step is a Pooling, so the model gives no embedding of a text", hint=ONNX_HINT
-        )
+        raise UnsupportedError(f"{modules}: no step is a Pooling, so the model gives no embedding of a text")
     path = safe_join(directory, f"{folder}/config.json" if folder else "config.json")
     fields = Fields(read_json(path), str(path))
     mode = _mode(fields)
@@ -73,7 +70,6 @@ def _pooling_folder(modules: Path) -> str | None:
         if package.split(".")[0] != "sentence_transformers" or name not in _STEPS:
             raise UnsupportedError(
                 f"{modules}: step {number} is {kind!r}; llama.cpp computes {', '.join(_STEPS)} of sentence_transformers",
-                hint=ONNX_HINT,
             )
         if name == "Pooling":
             if folder is not None:
@@ -92,6 +88,5 @@ def _mode(fields: Fields) -> str:
     if len(modes) > 1 or modes[0] not in _NUMBERS:
         raise UnsupportedError(
             f"{fields.where}: the pooling is {' + '.join(modes)}; llama.cpp pools by one of {', '.join(_NUMBERS)}",
-            hint=ONNX_HINT,
         )
     return modes[0]
