@@ -187,9 +187,7 @@ class Family:
                     wanted[name] = (f"blk.{i}.{gguf}", gguf, j)
         return wanted
 
-    def _tensors(
-        self, checkpoint: Checkpoint, hyper: Hyper, absent: tuple[str, ...]
-    ) -> list[PlannedTensor]:
+    def _tensors(self, checkpoint: Checkpoint, hyper: Hyper, absent: tuple[str, ...]) -> list[PlannedTensor]:
         wanted = self._wanted(hyper, absent)
         found: dict[str, dict[int, SourceTensor]] = {}
         kinds: dict[str, str] = {}
