@@ -116,11 +116,22 @@ def _open_directory(directory: Path, name: str) -> Checkpoint:
             )
     tokenizer_path = _optional(directory, "tokenizer.json")
     older = {} if tokenizer_path else _older_tokenizer(directory)
-    names = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "added_tokens.json")
+    names = (
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+        "added_tokens.json",
+    )
     paths = {name: path for name in names if (path := _optional(directory, name))}
     settings = {name: plain_json.read_json(paths[name]) if name in paths else {} for name in names}
     tokenizer_config = settings["tokenizer_config.json"]
-    files = [config_path, *shards, *([tokenizer_path] if tokenizer_path else []), *older.values(), *paths.values()]
+    files = [
+        config_path,
+        *shards,
+        *([tokenizer_path] if tokenizer_path else []),
+        *older.values(),
+        *paths.values(),
+    ]
     return Checkpoint(
         kind="hf",
         name=name,
