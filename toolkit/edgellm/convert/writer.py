@@ -91,6 +91,16 @@ def needed_bytes(source: Source, types: dict[str, str]) -> int:
     )
 
 
+def header_bytes(source: Source, types: dict[str, str], header: dict[str, HeaderValue], folder: Path) -> int:
+    """Bytes of the file before its first tensor; the same for all types. A scratch file is made in `folder`."""
+    path = folder / "header.gguf"
+    _write_header(path, source, types, header)
+    try:
+        return path.stat().st_size
+    finally:
+        path.unlink()
+
+
 def _write_header(path: Path, source: Source, types: dict[str, str], header: dict[str, HeaderValue]) -> None:
     from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
