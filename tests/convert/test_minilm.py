@@ -33,7 +33,7 @@ SENTENCES = (
     "الطقس جميل اليوم",
     "x" * 60 + " \U0001f600 naïve café — “quoted” #hashtag",
 )
-# Cosine with the reference, the lowest of any sentence; a wrong pooling has 0.95 or less.
+# Cosine with the reference, the lowest of any sentence; a wrong pooling has less than 0.7 for all.
 COSINE = {"F32": 0.9999, "F16": 0.9999, "Q8_0": 0.999, "Q4_K_M": 0.96}
 # llama.cpp ends a text of BERT with sep whatever these flags say, and has one pre-tokenizer for WordPiece.
 OTHER_KEYS = {"tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_sep_token", "tokenizer.ggml.pre"}
@@ -120,7 +120,7 @@ def test_embeddings_equal_those_of_transformers(
 
 def test_another_pooling_is_noticed(file: Path, ids: list[list[int]], reference: Array) -> None:
     seen = embeddings(file, ids, "cls")
-    assert float((reference * seen).sum(axis=1).max()) < 0.95
+    assert float((reference * seen).sum(axis=1).max()) < 0.7
 
 
 def test_sentences_of_one_meaning_are_near_each_other(file: Path, ids: list[list[int]]) -> None:
