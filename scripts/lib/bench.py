@@ -6,10 +6,12 @@ import argparse
 import statistics
 import sys
 import time
+from pathlib import Path
 
 from edgellm import api
 from edgellm.machine import default_threads
 from lib.bench_convert import bench_convert
+from lib.bench_quality import bench_quality
 from lib.pairs import EDGELLM, Sample, pairs, run_commands, show
 
 
@@ -76,9 +78,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description="Compare edgellm with its peers on this machine."
     )
-    parser.add_argument("what", choices=[*BENCHES, "all"])
+    parser.add_argument("what", choices=[*BENCHES, "quality", "all"])
     parser.add_argument("--pairs", type=int, default=7, help="pairs per comparison (default 7)")
+    parser.add_argument(
+        "--text", type=Path, help="quality: a text; its first half calibrates, its second measures"
+    )
+    parser.add_argument(
+        "--chunks", type=int, default=24, help="quality: chunks of 512 tokens to measure on (default 24)"
+    )
+    parser.add_argument(
+        "--calibration-chunks", type=int, default=24, help="quality: chunks that our side sees (default 24)"
+    )
     options = parser.parse_args()
+    if options.what == "quality":
+        if options.text is None:
+            parser.error("quality needs --text FILE")
+        bench_quality(options.text, options.chunks, options.calibration_chunks)
     for name, bench in BENCHES.items():
         if options.what in (name, "all"):
             bench(options.pairs)
