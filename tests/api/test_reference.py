@@ -9,8 +9,10 @@ import pytest
 
 from edgellm import api
 from edgellm.api import reference, verification
+from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Artifact
 from edgellm.checkpoint import open_checkpoint
+from edgellm.convert import pipeline
 from edgellm.errors import BackendUnavailable, QualityError
 from tests.support import oracle
 from tests.support.tiny_llama import write_tiny_llama
@@ -80,8 +82,8 @@ def test_an_interpreter_without_transformers_is_a_reason_not_a_failure(
 
 
 def test_a_model_too_large_for_float32_is_not_tried(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference.machine, "available_memory_bytes", lambda: 1 << 30)
-    said = reference.why_not(open_checkpoint(tiny), 7_000_000_000)
+    monkeypatch.setattr(reference.machine, "available_memory_bytes", lambda: 1 << 20)
+    said = reference.why_not(Unquantized(pipeline.read_source(open_checkpoint(tiny))))
     assert said is not None
     assert "float32 weights need" in said
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgellm.artifact import Provenance
 from edgellm.convert import imatrix, imatrix_file
-from edgellm.convert.imatrix import Calibration, Importance, ImportanceMatrix, Provenance
+from edgellm.convert.imatrix import Calibration, Importance, ImportanceMatrix
 from edgellm.errors import BadInputError, EdgeLLMError, MissingInputError, UnsupportedError
 from edgellm.formats.records import replace
 from edgellm.native import ggml

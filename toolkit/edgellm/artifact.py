@@ -3,6 +3,7 @@
     manifest.json   what it is, where it came from, how and why it was made, sha256 of every other file
     model.gguf      the model
     tokenizer.json  the source's own tokenizer, where it has one
+    imatrix.gguf    the importance matrix, where one was collected; in llama.cpp's format
     receipt.json    how far it is from its source, where that was measured
 
 Nothing here reads weights; how a directory appears whole is in `staging`.
@@ -46,6 +47,7 @@ class Recipe(Record):
         kv_type, context: used when it is run, unless the caller says otherwise.
         threads, offload: what the target has; a run uses what the machine it runs on has.
         steps: what will be done, in order.
+        imatrix: the importance matrix that weighs rounding errors.
         predicted_memory_bytes: what running it is expected to take: weights, kv, compute, program.
     """
 
@@ -59,6 +61,7 @@ class Recipe(Record):
     steps: list[str]
     reasons: list[Reason]
     predicted_memory_bytes: dict[str, int] = {}
+    imatrix: Literal["none", "collected", "file"] = "none"
 
     def __post_init__(self) -> None:
         if not 1 <= self.context <= MAX_CONTEXT:
@@ -86,12 +89,39 @@ class Parent(Record):
     sha256: str
 
 
+class Provenance(Record):
+    """Where an importance matrix comes from; None is what its file does not say.
+
+    Attributes:
+        text, text_sha256: the calibration text.
+        n_tokens: tokens run;  chunk_tokens: tokens in each chunk.
+        model, model_sha256: what ran them;  engine: by which program.
+        file_sha256: of the file the matrix was read from; None if it was collected.
+    """
+
+    text: str
+    text_sha256: str | None
+    n_tokens: int
+    chunk_tokens: int
+    model: str | None
+    model_sha256: str | None
+    engine: str | None
+    file_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("n_tokens", 0), ("chunk_tokens", 1)):
+            value = getattr(self, name)
+            if not low <= value < 1 << 53:
+                raise ValueError(f"{name} is {value}, expected at least {low}")
+
+
 class Manifest(Record):
     """What an artifact is and where it came from.
 
     Attributes:
         bpw: 8 * tensor bytes / n_params, from the real bytes.
         licence: as the source states it; None where it states none.
+        importance: where the importance matrix comes from; None where none was used.
     """
 
     schema: str
@@ -113,6 +143,7 @@ class Manifest(Record):
     licence: str | None
     created_at: str | None
     warnings: list[str] = []
+    importance: Provenance | None = None
 
     def __post_init__(self) -> None:
         if self.schema != MANIFEST_SCHEMA:
@@ -141,6 +172,7 @@ class Receipt(Record):
 
     Attributes:
         reference_engine: what computed the reference.  reference_because: why it was that.
+        same_parents: the reference is, hash by hash, what the artifact was made from; None where it does not say.
         max_kl, min_top1_agreement: the bounds that decide the verdict.
     """
 
@@ -162,6 +194,7 @@ class Receipt(Record):
     max_kl: float
     verdict: Literal["pass", "fail"]
     reference_because: str = "not stated"
+    same_parents: bool | None = None
     min_top1_agreement: float = 0.0
 
     def __post_init__(self) -> None:

@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 from edgellm import artifact, machine, staging, targets
-from edgellm.api import launch, models
+from edgellm.api import calibration, launch, models
+from edgellm.api.unquantized import Unquantized
 from edgellm.api.verification import Check, Engine, Progress, make_receipt, why_rejected
-from edgellm.artifact import Artifact, Receipt, Recipe
+from edgellm.artifact import Artifact, Manifest, Receipt, Recipe
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert import pipeline, writer
+from edgellm.convert import chat_templates, lora, mixture, pipeline, writer
 from edgellm.convert import recipe as recipes
+from edgellm.convert.imatrix import ImportanceMatrix
 from edgellm.convert.source import Source
 from edgellm.errors import OutputExistsError, QualityError
 from edgellm.formats.records import replace
+from edgellm.runtime.chat import check_template
 from edgellm.targets import Target
 
 Verify = Literal["none", "quick", "full"]
+
+
+class Choices(TypedDict, total=False):
+    """What may be asked for beside model and target; what is left out is chosen, with a reason.
+
+    Attributes:
+        quant: a name such as Q4_K_M, or auto for the target's recipe.
+        context: tokens of prompt and answer together.
+        kv_type: type of the KV cache, or auto.
+        imatrix: auto (collected where the type cannot be made without), none, or a file of llama-imatrix or edgellm.
+        calibration: text to collect on; by default one that edgellm ships.
+        tensor_types: PATTERN=TYPE, as llama-quantize's --tensor-type.
+        output_tensor_type, token_embedding_type: type of the head and of the embedding.
+        lora: directory of a PEFT adapter that is merged while converting.
+        chat_template: a name or a file; by default the model's own, else what evidence says.
+    """
+
+    quant: str
+    context: int | None
+    kv_type: str
+    imatrix: str | Path
+    calibration: Path | None
+    tensor_types: Sequence[str]
+    output_tensor_type: str | None
+    token_embedding_type: str | None
+    lora: Path | None
+    chat_template: str | None
 
 
 class Plan(NamedTuple):
@@ -31,6 +64,8 @@ class Plan(NamedTuple):
     output: Path
     needed_bytes: int
     warnings: list[str]
+    adapter: lora.Adapter | None
+    importance: ImportanceMatrix | None
 
 
 def find_target(name: str) -> Target:
@@ -47,20 +82,23 @@ def plan_conversion(
     *,
     target: str = "host",
     output: str | Path | None = None,
-    quant: str = "auto",
-    context: int | None = None,
-    kv_type: str = "auto",
+    **choices: Unpack[Choices],
 ) -> Plan:
     """What `convert` would do, with reasons and sizes; no weight is read.
 
     Raises:
-        SpecError: an unknown target or quantization, or a model that does not fit the target.
+        SpecError: an unknown target, quantization or option.
+        DoesNotFitError: the target cannot hold the model.
         MissingInputError, BadInputError, UnsupportedError: as in `convert`.
     """
     chosen = find_target(target)
-    options = recipes.ConvertOptions(quant=quant, context=context, kv_type=kv_type)
-    source = pipeline.read_source(models.resolve(model, weights=False))
-    recipe = recipes.make_recipe(chosen, source, options)
+    importance = calibration.read_importance(choices.get("imatrix", "auto"))
+    directory = choices.get("lora")
+    adapter = lora.read_adapter(directory) if directory else None
+    source = _read(models.resolve(model, weights=False), adapter)
+    recipe = recipes.make_recipe(chosen, source, _options(choices, importance))
+    if adapter:
+        recipe = lora.say_merged(recipe, adapter)
     place = Path(output) if output is not None else Path(f"{source.checkpoint.name}-{chosen.id}")
     return Plan(
         source=source,
@@ -69,6 +107,8 @@ def plan_conversion(
         output=place,
         needed_bytes=writer.needed_bytes(source, recipe.tensor_types),
         warnings=pipeline.conversion_warnings(source, recipe),
+        adapter=adapter,
+        importance=importance,
     )
 
 
@@ -77,22 +117,19 @@ def convert(
     *,
     target: str = "host",
     output: str | Path | None = None,
-    quant: str = "auto",
-    context: int | None = None,
-    kv_type: str = "auto",
     verify: Verify = "none",
     max_kl: float | None = None,
     engine: Engine = "auto",
     jobs: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    **choices: Unpack[Choices],
 ) -> Artifact:
     """Convert a model for a target into a new artifact directory.
 
     Args:
         model: a Hugging Face directory, a hub id, a .gguf, an artifact, or builtin:smollm2.
         output: the directory to make; by default ./<model>-<target>.
-        quant: a name such as Q4_K_M, or auto for the target's recipe.
         verify: compare with the source on a text afterwards: quick (1,024 tokens) or full (at most 32,768).
         max_kl: fail when the mean KL divergence is larger, in nats per token; by default a bound per type that only a
             broken conversion exceeds, or the target's bound where that is lower.
@@ -100,20 +137,62 @@ def convert(
         jobs: worker threads; by default all usable cores.
         force: replace an artifact of that name; it stays until the new one is complete.
         progress: called with (stage, done, total).
+        choices: see `Choices`.
 
     Raises:
         SpecError, MissingInputError, BadInputError, UnsafeInputError, UnsupportedError: bad arguments or input.
+        DoesNotFitError: the target cannot hold the model.
         OutputExistsError, OutputError: the output is there already, or cannot be written.
         QualityError: further from the source than allowed; the result is kept beside the output as NAME.rejected.
     """
-    plan = plan_conversion(model, target=target, output=output, quant=quant, context=context, kv_type=kv_type)
+    plan = plan_conversion(model, target=target, output=output, **choices)
     final = plan.output
     staging.check_output_free(final, force=force)
     _check_source_outside(plan.source.checkpoint, final)
     writer.check_free_space(final.parent, plan.needed_bytes)
-    source, note = pipeline.add_vocabulary(_with_weights(plan.source, progress), launch.TOKENIZERS)
+    template = choices.get("chat_template")
+    source, note = pipeline.add_vocabulary(
+        _with_weights(plan, progress), launch.TOKENIZERS, chat_template=template
+    )
+    source = _with_template_checked(source)
+    with ExitStack() as stack:
+        unquantized = stack.enter_context(Unquantized(source))
+        importance = plan.importance
+        if plan.recipe.imatrix == "collected":
+            importance = calibration.collect(unquantized, choices.get("calibration"), progress)
+        folder = stack.enter_context(staging.staged_directory(final, force=force))
+        manifest = pipeline.convert(
+            source, plan.target, plan.recipe, folder, n_workers=jobs or machine.usable_cores(), argv=list(sys.argv),
+            progress=_counting(progress, source.shape.n_params), note=note, importance=importance,
+        )  # fmt: skip
+        if verify != "none":
+            check = Check(verify, max_kl, engine=engine, target=plan.target)
+            manifest = _held_to(check, manifest, unquantized, folder, final, progress)
+        artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
+    return artifact.open_directory(final)
+
+
+def _held_to(
+    check: Check,
+    manifest: Manifest,
+    reference: Unquantized,
+    folder: Path,
+    final: Path,
+    progress: Progress | None,
+) -> Manifest:
+    """The manifest with a receipt; a result that fails is kept as rejected, and is an error."""
+    receipt = make_receipt(_staged(folder, manifest), reference, check, progress=progress)
+    artifact.write_record(folder / artifact.RECEIPT_NAME, receipt)
+    listed = [*manifest.files, artifact.entry_for(folder / artifact.RECEIPT_NAME)]
+    manifest = replace(manifest, files=listed)
+    if receipt.verdict == "fail":
+        artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
+        _keep_rejected(folder, final, receipt)
+    return manifest
+
+
+def _counting(progress: Progress | None, total: int) -> Callable[[int], None]:
     done = 0
-    total = source.shape.n_params
 
     def written(n_weights: int) -> None:
         nonlocal done
@@ -121,33 +200,49 @@ def convert(
         if progress:
             progress("convert", done, total)
 
-    with staging.staged_directory(final, force=force) as folder:
-        manifest = pipeline.convert(
-            source, plan.target, plan.recipe, folder, n_workers=jobs or machine.usable_cores(), argv=list(sys.argv),
-            progress=written, note=note,
-        )  # fmt: skip
-        if verify != "none":
-            staged = _staged(folder, manifest)
-            check = Check(verify, max_kl, engine=engine, target=plan.target)
-            receipt = make_receipt(staged, source.checkpoint, check, progress=progress)
-            artifact.write_record(folder / artifact.RECEIPT_NAME, receipt)
-            manifest = replace(
-                manifest, files=[*manifest.files, artifact.entry_for(folder / artifact.RECEIPT_NAME)]
-            )
-            if receipt.verdict == "fail":
-                artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
-                _keep_rejected(folder, final, receipt)
-        artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
-    return artifact.open_directory(final)
+    return written
 
 
-def _with_weights(source: Source, progress: Progress | None) -> Source:
-    """The same source with its weights on the disk, for a model that was planned from the hub."""
-    if source.checkpoint.has_weights:
-        return source
+def _options(choices: Choices, importance: ImportanceMatrix | None) -> recipes.ConvertOptions:
+    asked = choices.get("imatrix", "auto")
+    overrides = mixture.Overrides(
+        patterns=tuple(mixture.parse_override(text) for text in choices.get("tensor_types", ())),
+        output=_type(choices.get("output_tensor_type")),
+        token_embedding=_type(choices.get("token_embedding_type")),
+    )
+    return recipes.ConvertOptions(
+        quant=choices.get("quant", "auto"),
+        context=choices.get("context"),
+        kv_type=choices.get("kv_type", "auto"),
+        imatrix="file" if importance else "none" if asked == "none" else "auto",
+        importance_of=frozenset(importance.entries) if importance else frozenset(),
+        overrides=overrides,
+    )
+
+
+def _type(name: str | None) -> str | None:
+    return None if name is None else mixture.tensor_type(name)
+
+
+def _read(checkpoint: Checkpoint, adapter: lora.Adapter | None) -> Source:
+    source = pipeline.read_source(checkpoint)
+    return lora.merge(source, adapter) if adapter else source
+
+
+def _with_weights(plan: Plan, progress: Progress | None) -> Source:
+    """The plan's source with its weights on the disk, for a model that was planned from the hub."""
+    if plan.source.checkpoint.has_weights:
+        return plan.source
     # A tokenizer that cannot be converted is refused before the download, not after it.
-    pipeline.add_vocabulary(source, launch.TOKENIZERS)
-    return pipeline.read_source(models.with_weights(source.checkpoint, progress))
+    pipeline.add_vocabulary(plan.source, launch.TOKENIZERS)
+    return _read(models.with_weights(plan.source.checkpoint, progress), plan.adapter)
+
+
+def _with_template_checked(source: Source) -> Source:
+    """The source with a note where its chat template cannot be used: the model converts all the same."""
+    entry = source.header.get("tokenizer.chat_template")
+    said = chat_templates.warning(entry.value, check_template) if entry else None
+    return dataclasses.replace(source, notes=(*source.notes, said)) if said else source
 
 
 def _check_source_outside(source: Checkpoint, final: Path) -> None:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from edgellm import machine, outside, resources
+from edgellm.api.unquantized import Unquantized
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert import architectures
 from edgellm.errors import BackendError, EdgeLLMError
 from edgellm.process.conversation import Conversation
 from edgellm.protocols import Feed, FloatArray, Sampled
@@ -50,16 +50,16 @@ def find_python() -> Found:
     return Found(None, "transformers is not installed")
 
 
-def why_not(checkpoint: Checkpoint, n_params: int) -> str | None:
+def why_not(reference: Unquantized) -> str | None:
     """Why transformers cannot be the reference for this model here; None if it can be tried."""
+    checkpoint = reference.source.checkpoint
     if checkpoint.kind != "hf":
         return "the source is a GGUF"
-    classes = checkpoint.config.get("architectures") or [None]
-    if classes[0] not in architectures.FAMILIES:
-        return f"{classes[0]!r} is not one of our families"
+    if not reference.as_published:
+        return "an adapter is merged into the source"
     if find_python().python is None:
         return find_python().because
-    needed = int(n_params * 4 * _LOADING_FACTOR) + _INTERPRETER_BYTES
+    needed = int(reference.source.shape.n_params * 4 * _LOADING_FACTOR) + _INTERPRETER_BYTES
     free = machine.available_memory_bytes()
     if free is not None and needed > free:
         return f"float32 weights need {format_bytes(needed)}, {format_bytes(free)} are free"
@@ -124,14 +124,14 @@ class TransformersReference:
 
 
 def open_transformers(
-    checkpoint: Checkpoint, n_params: int, *, add_bos: bool, bos_id: int | None
+    reference: Unquantized, *, add_bos: bool, bos_id: int | None
 ) -> tuple[TransformersReference | None, str]:
     """The reference by transformers, or None and the reason."""
-    reason = why_not(checkpoint, n_params)
+    reason = why_not(reference)
     if reason:
         return None, reason
     try:
-        reference = TransformersReference(checkpoint, add_bos=add_bos, bos_id=bos_id)
+        found = TransformersReference(reference.source.checkpoint, add_bos=add_bos, bos_id=bos_id)
     except EdgeLLMError as err:
         return None, f"transformers cannot load it: {err.message[:200]}"
-    return reference, ""
+    return found, ""

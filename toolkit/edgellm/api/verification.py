@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
-from edgellm import artifact, machine, resources, staging
-from edgellm.api import launch, models
+from edgellm import artifact, machine
+from edgellm.api import models
 from edgellm.api.reference import open_transformers
+from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Artifact, Receipt
-from edgellm.checkpoint import Checkpoint
-from edgellm.convert import pipeline, quality, writer
+from edgellm.convert import pipeline, quality
 from edgellm.errors import ArtifactError, BackendUnavailable, BadInputError, QualityError
 from edgellm.formats.records import read_bounded
 from edgellm.native.llama import LlamaOptions
@@ -58,7 +58,9 @@ def verify(
     if reference is None:
         return None
     check = Check(mode, max_kl, text=text, engine=engine)
-    receipt = make_receipt(opened, models.resolve(reference, progress=progress), check, progress=progress)
+    source = pipeline.read_source(models.resolve(reference, progress=progress))
+    with Unquantized(source) as unquantized:
+        receipt = make_receipt(opened, unquantized, check, progress=progress)
     if receipt.verdict == "fail":
         raise QualityError(
             f"{path}: {why_rejected(receipt)}",
@@ -110,12 +112,12 @@ class Check:
 
 
 def make_receipt(
-    opened: Artifact, reference: Checkpoint, check: Check, *, progress: Progress | None = None
+    opened: Artifact, reference: Unquantized, check: Check, *, progress: Progress | None = None
 ) -> Receipt:
     """Run reference and artifact over a text and write down how far apart they are.
 
-    The reference is computed by transformers where an environment has it and the model fits in float32; else a Hugging
-    Face reference is written as a GGUF of its own precision into the cache, and removed afterwards.
+    The reference is computed by transformers where an environment has it and the model fits in float32, else by
+    llama.cpp in its own precision.
     """
     chosen = check.text or quality.CHECK_TEXT
     data = read_bounded(chosen, MAX_TEXT_BYTES)
@@ -129,7 +131,7 @@ def make_receipt(
             Path(opened.model_path), LlamaOptions(n_threads=machine.default_threads())
         )
         stack.callback(candidate.close)
-        first, engine, because = _open_reference(opened, reference, candidate, check, stack)
+        first, engine, because = _open_reference(reference, candidate, check, stack)
         tokenizer = Tokenizer(candidate, Path(opened.tokenizer_path) if opened.tokenizer_path else None)
         ids = tokenizer.encode(words, add_special=False, parse_special=False)
         max_chunks = quality.QUICK_CHUNKS if check.mode == "quick" else quality.FULL_CHUNKS
@@ -149,10 +151,11 @@ def make_receipt(
     passed = found.kl_mean <= max_kl and found.top1_agreement >= min_top1
     return Receipt(
         schema=artifact.RECEIPT_SCHEMA,
-        reference=f"{reference.name} ({_precision(reference)})",
+        reference=f"{reference.source.checkpoint.name} ({reference.precision})",
         reference_engine=engine,
         reference_because=because,
-        reference_sha256=_digest(reference),
+        reference_sha256=reference.weights_sha256(),
+        same_parents=_same_parents(opened, reference),
         text_name=chosen.name,
         text_sha256=hashlib.sha256(data).hexdigest(),
         golden=golden,
@@ -173,48 +176,24 @@ def why_rejected(receipt: Receipt) -> str:
     )
 
 
+def _same_parents(opened: Artifact, reference: Unquantized) -> bool | None:
+    """Whether the reference is, hash by hash, what the artifact was made from; None where it does not say."""
+    parents = {parent.sha256 for parent in opened.manifest.parents}
+    return parents <= set(reference.hashes().values()) if parents else None
+
+
 def _open_reference(
-    opened: Artifact, reference: Checkpoint, candidate: Backend, check: Check, stack: ExitStack
+    reference: Unquantized, candidate: Backend, check: Check, stack: ExitStack
 ) -> tuple[quality.Reference, str, str]:
     """The reference, the engine that computes it, and why it is that one."""
     because = "asked for"
     if check.engine != "gguf":
-        found, because = open_transformers(
-            reference, opened.manifest.n_params, add_bos=candidate.add_bos, bos_id=candidate.bos_id
-        )
+        found, because = open_transformers(reference, add_bos=candidate.add_bos, bos_id=candidate.bos_id)
         if found:
             stack.callback(found.close)
             return found, found.engine, "installed" if check.engine == "auto" else "asked for"
         if check.engine == "transformers":
-            raise BackendUnavailable(f"{reference.path}: transformers cannot be the reference: {because}")
-    path = stack.enter_context(_reference_gguf(reference))
-    second = models.open_backend(path, LlamaOptions(n_threads=machine.default_threads()))
-    stack.callback(second.close)
-    info = second.info
-    return second, f"{info.engine} {info.engine_version} on the unquantized GGUF", because
-
-
-@contextmanager
-def _reference_gguf(reference: Checkpoint) -> Iterator[Path]:
-    if reference.kind == "gguf":
-        yield reference.path
-        return
-    cache = resources.cache_directory()
-    source, _ = pipeline.add_vocabulary(pipeline.read_source(reference), launch.TOKENIZERS)
-    writer.check_free_space(cache, writer.needed_bytes(source, source.base_types()))
-    with staging.scratch_directory(cache, "reference") as folder:
-        path = folder / "reference.gguf"
-        writer.write_gguf(path, source, source.base_types(), source.header, n_workers=machine.usable_cores())
-        yield path
-
-
-def _precision(reference: Checkpoint) -> str:
-    kinds = [t.type_name for t in reference.tensors.values() if len(t.shape) > 1]
-    return max(set(kinds), key=kinds.count) if kinds else "F32"
-
-
-def _digest(reference: Checkpoint) -> str:
-    """sha256 of the reference's weights: of the file, or of its shards' hashes in order."""
-    weights = [path for path in reference.files if path.suffix in {".gguf", ".safetensors"}]
-    hashes = [artifact.sha256_file(path) for path in weights]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+            where = reference.source.checkpoint.path
+            raise BackendUnavailable(f"{where}: transformers cannot be the reference: {because}")
+    model = reference.open()
+    return model, f"{model.info.engine} {model.info.engine_version} on the unquantized GGUF", because

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -42,6 +43,35 @@ from edgellm.cli.common import (
     help="Type of the KV cache at run time, for example F16 or Q8_0.",
 )
 @click.option(
+    "--imatrix",
+    default="auto",
+    show_default=True,
+    metavar="auto|none|FILE",
+    help="Importance matrix: auto collects one where the type needs it; FILE is one of edgellm's or llama-imatrix's.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Text to collect the importance matrix on; by default one that edgellm ships.",
+)
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="PATTERN=TYPE",
+    help="Type of the tensors whose name holds the pattern; may be given several times, the first that fits decides.",
+)
+@click.option("--output-tensor-type", metavar="TYPE", help="Type of the output head.")
+@click.option("--token-embedding-type", metavar="TYPE", help="Type of the token embedding.")
+@click.option(
+    "--lora", type=click.Path(path_type=Path), metavar="DIR", help="Merge this PEFT adapter into the model."
+)
+@click.option(
+    "--chat-template",
+    metavar="NAME|FILE",
+    help="alpaca, dolly, openassistant, vicuna, or a file; by default the model's own.",
+)
+@click.option(
     "--verify",
     type=click.Choice(["none", "quick", "full"]),
     default="none",
@@ -65,9 +95,6 @@ def command(
     model: str,
     target: str,
     output: Path | None,
-    quant: str,
-    context: int | None,
-    kv_type: str,
     verify: str,
     max_kl: float | None,
     engine: str,
@@ -75,6 +102,7 @@ def command(
     dry_run: bool,
     force: bool,
     as_json: bool,
+    **choices: Any,
 ) -> None:
     """Convert MODEL for a device.
 
@@ -86,15 +114,13 @@ def command(
     if Path(model).is_dir() and hub.looks_like_id(model):
         show(f"note: {model} is a directory here; hf://{model} asks the hub", err=True)
     if dry_run:
-        plan = api.plan_conversion(
-            model, target=target, output=output, quant=quant, context=context, kv_type=kv_type
-        )
+        plan = api.plan_conversion(model, target=target, output=output, **choices)
         _show_plan(plan, as_json=as_json)
         return
     with progress_bars() as progress:
         artifact = api.convert(
-            model, target=target, output=output, quant=quant, context=context, kv_type=kv_type,
-            verify=verify, max_kl=max_kl, engine=engine, jobs=jobs, force=force, progress=progress,  # type: ignore[arg-type]
+            model, target=target, output=output, verify=verify, max_kl=max_kl, engine=engine, jobs=jobs,  # type: ignore[arg-type]
+            force=force, progress=progress, **choices,
         )  # fmt: skip
     if as_json:
         print_json(artifact)

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgellm.artifact import Provenance
 from edgellm.convert.mix_rules import EMBEDDINGS
 from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats.paths import open_regular
-from edgellm.formats.records import Record
 from edgellm.native import ggml
 from edgellm.protocols import Backend, Batcher, Feed, FloatArray, Observation
 from edgellm.shape import Shape, n_elements
@@ -30,32 +30,6 @@ MAX_LOGITS = 16 * 1024**2
 BUNDLED_TEXT = Path(__file__).parent / "calibration_text.txt"
 Encode = Callable[[str, int, ggml.Floats, str], ggml.Bytes]
 Counts = npt.NDArray[np.int64]
-
-
-class Provenance(Record):
-    """Where an importance matrix comes from; None is what its file does not say.
-
-    Attributes:
-        text, text_sha256: the calibration text.
-        n_tokens: tokens run;  chunk_tokens: tokens in each chunk.
-        model, model_sha256: what ran them;  engine: by which program.
-        file_sha256: of the file the matrix was read from; None if it was collected.
-    """
-
-    text: str
-    text_sha256: str | None
-    n_tokens: int
-    chunk_tokens: int
-    model: str | None
-    model_sha256: str | None
-    engine: str | None
-    file_sha256: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, low in (("n_tokens", 0), ("chunk_tokens", 1)):
-            value = getattr(self, name)
-            if not low <= value < 1 << 53:
-                raise ValueError(f"{name} is {value}, expected at least {low}")
 
 
 @dataclasses.dataclass(frozen=True)

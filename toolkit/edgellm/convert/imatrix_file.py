@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgellm.artifact import sha256_file
-from edgellm.convert.imatrix import Importance, ImportanceMatrix, Provenance
+from edgellm.artifact import Provenance, sha256_file
+from edgellm.convert.imatrix import Importance, ImportanceMatrix
 from edgellm.errors import BadInputError
 from edgellm.formats import records
 from edgellm.formats.gguf import GGUFFile, GGUFTensor, read_gguf

@@ -16,8 +16,10 @@ from pathlib import Path
 from edgellm import artifact, staging
 from edgellm.artifact import Manifest, Parent, Recipe
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert import architectures, chat_templates, mixture, tokenizer, writer
+from edgellm.convert import architectures, chat_templates, imatrix, mixture, tokenizer, writer
 from edgellm.convert import recipe as recipes
+from edgellm.convert.imatrix import ImportanceMatrix
+from edgellm.convert.imatrix_file import write_imatrix
 from edgellm.convert.source import HeaderValue, Source, from_gguf
 from edgellm.convert.vocabulary.choose import Engines, choose
 from edgellm.convert.vocabulary.model_name import model_name
@@ -28,6 +30,7 @@ from edgellm.shape import n_elements, tensor_bytes
 from edgellm.targets import Target
 
 QUANTIZATION_VERSION = 2
+IMATRIX_NAME = "imatrix.gguf"
 
 
 def read_source(checkpoint: Checkpoint) -> Source:
@@ -83,11 +86,21 @@ def add_vocabulary(
 
 
 def _named(candidate: Candidate) -> str:
-    return f"pre-tokenizer {candidate.name}" if set(candidate.settings) == {"pre"} else f"tokenizer {candidate.name}"
+    return (
+        f"pre-tokenizer {candidate.name}"
+        if set(candidate.settings) == {"pre"}
+        else f"tokenizer {candidate.name}"
+    )
 
 
 def write_model(
-    path: Path, source: Source, recipe: Recipe, *, n_workers: int, progress: writer.Progress | None = None
+    path: Path,
+    source: Source,
+    recipe: Recipe,
+    *,
+    n_workers: int,
+    progress: writer.Progress | None = None,
+    importance: ImportanceMatrix | None = None,
 ) -> writer.Written:
     """Write the GGUF that the recipe describes to a new file."""
     header = {
@@ -95,8 +108,9 @@ def write_model(
         "general.file_type": HeaderValue("UINT32", mixture.find(recipe.quant).file_type),
         "general.quantization_version": HeaderValue("UINT32", QUANTIZATION_VERSION),
     }
+    encode = imatrix.encoder(importance, source.shape.tensors) if importance else None
     return writer.write_gguf(
-        path, source, recipe.tensor_types, header, n_workers=n_workers, progress=progress
+        path, source, recipe.tensor_types, header, n_workers=n_workers, progress=progress, encode=encode
     )
 
 
@@ -110,14 +124,19 @@ def convert(
     argv: list[str],
     progress: writer.Progress | None = None,
     note: str | None = None,
+    importance: ImportanceMatrix | None = None,
 ) -> Manifest:
-    """Write model.gguf and tokenizer.json into `into` and return the manifest that describes them."""
+    """Write model.gguf and what belongs to it into `into` and return the manifest that describes them."""
     checkpoint = source.checkpoint
     if not checkpoint.has_weights:
-        raise EdgeLLMError(f"{checkpoint.name}: planned from headers only, so there is nothing to convert yet")
+        raise EdgeLLMError(
+            f"{checkpoint.name}: planned from headers only, so there is nothing to convert yet"
+        )
     with _hashing() as submit, _one_line_io_errors(into):
         parents = [submit(path) for path in checkpoint.files]
-        written = write_model(into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress)
+        written = write_model(
+            into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress, importance=importance
+        )
         entries = [
             artifact.FileEntry(name="model.gguf", n_bytes=written.file_bytes, sha256=written.sha256),
         ]
@@ -127,6 +146,9 @@ def convert(
         elif checkpoint.tokenizer_path:
             shutil.copyfile(checkpoint.tokenizer_path, into / "tokenizer.json")
             entries.append(artifact.entry_for(into / "tokenizer.json"))
+        if importance and recipe.imatrix == "collected":
+            write_imatrix(into / IMATRIX_NAME, importance)
+            entries.append(artifact.entry_for(into / IMATRIX_NAME))
         parent_records = [parent.result() for parent in parents]
     return Manifest(
         schema=artifact.MANIFEST_SCHEMA,
@@ -148,6 +170,7 @@ def convert(
         licence=checkpoint.licence,
         created_at=artifact.now_utc(),
         warnings=conversion_warnings(source, recipe),
+        importance=importance.provenance if importance else None,
     )
 
 

@@ -5,6 +5,8 @@ Pure: no disk, no native code, no measuring.
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 from edgellm.artifact import Reason, Recipe
 from edgellm.convert import fit, kernels, mixture
 from edgellm.convert.source import Source
@@ -21,11 +23,20 @@ SMALL_MODEL_WEIGHTS = 500_000_000
 
 
 class ConvertOptions(Record):
-    """What the user may ask for beside model and target; `auto` leaves the choice to the target."""
+    """What the user may ask for beside model and target; `auto` leaves the choice to the target.
+
+    Attributes:
+        imatrix: auto (collected where a type cannot be made without), none, or file.
+        importance_of: tensors that the file has.
+        overrides: types of single tensors.
+    """
 
     quant: str = "auto"
     context: int | None = None
     kv_type: str = "auto"
+    imatrix: Literal["auto", "none", "file"] = "auto"
+    importance_of: frozenset[str] = frozenset()
+    overrides: mixture.Overrides = mixture.Overrides()
 
 
 def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Recipe:
@@ -39,10 +50,10 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
     wanted, why_quant = _quant(target, source, options)
     context, why_context = _context(target, source, options)
     kv_type, why_kv_type = _kv_type(target, options)
-    base_types = source.base_types()
+    mixes = _Mixes(source, options)
 
     def types_of(name: str) -> dict[str, str]:
-        return mixture.named_mix(mixture.find(name), source.shape, base_types)[0]
+        return mixes.of(name).types
 
     choice = fit.choose(
         target, source.shape, types_of, quant=wanted.name, context=context, kv_type=kv_type,
@@ -52,9 +63,12 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
         why_quant = f"{wanted.name} would not fit {target.id} at {context} tokens"
     if choice.context != context:
         why_context = f"{context} tokens would not fit {target.id}"
+    mix = mixes.of(choice.quant)
+    mixes.check_importance(choice.quant)
     reasons = [
         Reason(choice=f"quant {choice.quant}", because=why_quant),
-        *_fallbacks(choice.quant, source),
+        *_fallbacks(choice.quant, source, mix.fallbacks),
+        *_importance(choice.quant, mix.imatrix),
         Reason(choice=f"context {choice.context}", because=why_context),
         Reason(choice=f"kv_type {kv_type}", because=why_kv_type),
     ]
@@ -63,7 +77,7 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
         reasons.append(
             Reason(choice=f"threads {threads}", because=target.why.get("threads", "the target's default"))
         )
-    types = types_of(choice.quant)
+    types = mix.types
     reasons += [
         Reason(choice="kernels", because=kernels.said_of(target, _bytes_by_type(source, types))),
         Reason(
@@ -83,6 +97,7 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
         steps=_steps(source, types),
         reasons=reasons,
         predicted_memory_bytes=choice.memory._asdict(),
+        imatrix=mix.imatrix,
     )
 
 
@@ -92,8 +107,56 @@ def _quant(target: Target, source: Source, options: ConvertOptions) -> tuple[mix
     return mixture.find(options.quant), "asked for"
 
 
-def _fallbacks(quant: str, source: Source) -> list[Reason]:
-    fallbacks = mixture.named_mix(mixture.find(quant), source.shape, source.base_types())[1]
+class _Mix(NamedTuple):
+    types: dict[str, str]
+    fallbacks: list[str]
+    imatrix: Literal["none", "collected", "file"]
+
+
+class _Mixes:
+    """Named mixes of one source under one set of options, each worked out once."""
+
+    def __init__(self, source: Source, options: ConvertOptions) -> None:
+        self._source, self._options = source, options
+        self._known: dict[str, _Mix] = {}
+
+    def of(self, name: str) -> _Mix:
+        if name not in self._known:
+            self._known[name] = self._work_out(mixture.find(name))
+        return self._known[name]
+
+    def check_importance(self, name: str) -> None:
+        """Refuse a mix that needs an importance matrix and has none, or not for every tensor."""
+        mix = self.of(name)
+        if mix.imatrix != "collected":
+            mixture.check_importance(
+                mixture.find(name), self._source.shape, mix.types, self._options.importance_of
+            )
+
+    def _work_out(self, quant: mixture.Quant) -> _Mix:
+        shape, base_types = self._source.shape, self._source.base_types()
+        has_file, overrides = self._options.imatrix == "file", self._options.overrides
+        types, fallbacks = mixture.named_mix(
+            quant, shape, base_types, has_imatrix=has_file, overrides=overrides
+        )
+        if self._options.imatrix == "auto" and mixture.need_importance(quant, shape, types):
+            types, fallbacks = mixture.named_mix(
+                quant, shape, base_types, has_imatrix=True, overrides=overrides
+            )
+            return _Mix(types, fallbacks, "collected")
+        return _Mix(types, fallbacks, "file" if has_file else "none")
+
+
+def _importance(quant: str, imatrix: str) -> list[Reason]:
+    because = {
+        "none": "not asked for, and no type here needs one",
+        "file": "asked for",
+        "collected": f"{quant} is noise without one; collected on a text before converting",
+    }
+    return [Reason(choice=f"importance matrix: {imatrix}", because=because[imatrix])]
+
+
+def _fallbacks(quant: str, source: Source, fallbacks: list[str]) -> list[Reason]:
     if not fallbacks:
         return []
     width = source.shape.tensors[fallbacks[0]][-1]

@@ -1,0 +1,156 @@
+"""What may be asked for beside model and target, end to end: importance matrices, patterns, adapters, templates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from edgellm import api
+from edgellm.convert.imatrix_file import read_imatrix
+from edgellm.errors import BadInputError, SpecError
+from edgellm.formats.gguf import read_gguf
+from tests.support import oracle
+from tests.support.tiny_llama import write_tiny_llama
+
+# Rows of 256, so that every type fits; a context that holds a chunk.
+WIDE = {
+    "hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 64,
+    "max_position_embeddings": 1024,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("m") / "wide", WIDE)
+
+
+def write_adapter(directory: Path) -> Path:
+    """A LoRA adapter of rank 4 for the query projection of the first layer, as PEFT writes it."""
+    directory.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(1)
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    halves = {"lora_A": (4, 256), "lora_B": (256, 4)}
+    tensors = {
+        f"{name}.{half}.weight": 0.05 * rng.standard_normal(shape).astype(np.float32)
+        for half, shape in halves.items()
+    }
+    save_file(tensors, directory / "adapter_model.safetensors")
+    return directory
+
+
+def types(output: Path) -> dict[str, str]:
+    return {t.name: t.type_name for t in read_gguf(output / "model.gguf").tensors.values()}
+
+
+def test_a_type_that_needs_importance_collects_it_and_says_so(wide: Path, tmp_path: Path) -> None:
+    made = api.convert(wide, quant="IQ2_XS", output=tmp_path / "out", target="rpi5")
+    assert made.manifest.recipe is not None
+    assert made.manifest.recipe.imatrix == "collected"
+    assert made.manifest.importance is not None
+    assert made.manifest.importance.text == "edgellm's calibration text"
+    matrix = read_imatrix(tmp_path / "out" / "imatrix.gguf")
+    assert matrix.provenance.n_tokens == made.manifest.importance.n_tokens > 1000
+    api.verify(tmp_path / "out")
+    # The same as llama-quantize makes with that very matrix.
+    reference = api.convert(wide, quant="F32", output=tmp_path / "f32", target="rpi5")
+    theirs = tmp_path / "theirs.gguf"
+    oracle.tool(
+        "llama-quantize",
+        "--imatrix",
+        tmp_path / "out" / "imatrix.gguf",
+        reference.model_path,
+        theirs,
+        "IQ2_XS",
+        "1",
+    )
+    ours, other = read_gguf(tmp_path / "out" / "model.gguf"), read_gguf(theirs)
+    for name, tensor in other.tensors.items():
+        found = ours.tensors[name]
+        assert found.type_name == tensor.type_name, name
+        data = [
+            path.read_bytes()[t.offset :][: t.n_bytes]
+            for path, t in ((tmp_path / "out" / "model.gguf", found), (theirs, tensor))
+        ]
+        assert data[0] == data[1], name
+
+
+def test_a_matrix_from_a_file_is_used_and_named(wide: Path, tmp_path: Path) -> None:
+    first = api.convert(wide, quant="IQ2_XS", output=tmp_path / "first", target="rpi5")
+    matrix = Path(first.path) / "imatrix.gguf"
+    made = api.convert(wide, quant="Q4_K_M", imatrix=matrix, output=tmp_path / "second", target="rpi5")
+    assert made.manifest.recipe is not None
+    assert made.manifest.recipe.imatrix == "file"
+    assert made.manifest.importance is not None
+    assert made.manifest.importance.file_sha256
+    plain = api.convert(wide, quant="Q4_K_M", output=tmp_path / "plain", target="rpi5")
+    assert plain.manifest.importance is None
+    assert Path(made.model_path).read_bytes() != Path(plain.model_path).read_bytes()
+
+
+def test_without_a_matrix_such_a_type_is_refused_before_work(wide: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="needs an importance matrix"):
+        api.convert(wide, quant="IQ2_XS", imatrix="none", output=tmp_path / "out", target="rpi5")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_calibration_text_of_ones_own(wide: Path, tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text("the cat in the hat " * 400)
+    made = api.convert(wide, quant="IQ2_XS", calibration=text, output=tmp_path / "out", target="rpi5")
+    assert made.manifest.importance is not None
+    assert made.manifest.importance.text == "words.txt"
+    text.write_text("too short")
+    with pytest.raises(BadInputError, match="too few"):
+        api.convert(wide, quant="IQ2_XS", calibration=text, output=tmp_path / "other", target="rpi5")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "words.txt"]
+
+
+def test_types_by_pattern(wide: Path, tmp_path: Path) -> None:
+    api.convert(
+        wide, quant="Q4_0", tensor_types=[r"ffn_down=q8_0", r"blk\.1\.attn_q=F16"], output_tensor_type="Q5_0",
+        token_embedding_type="Q5_1", output=tmp_path / "out", target="rpi5",
+    )  # fmt: skip
+    found = types(tmp_path / "out")
+    assert found["blk.0.ffn_down.weight"] == "Q8_0"
+    assert (found["blk.0.attn_q.weight"], found["blk.1.attn_q.weight"]) == ("Q4_0", "F16")
+    assert (found["output.weight"], found["token_embd.weight"]) == ("Q5_0", "Q5_1")
+    with pytest.raises(SpecError, match="matches no tensor"):
+        api.plan_conversion(wide, quant="Q4_0", tensor_types=["no_such=Q8_0"])
+
+
+def test_an_adapter_is_merged_and_its_files_are_parents(wide: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    made = api.convert(
+        wide,
+        quant="Q8_0",
+        lora=adapter,
+        output=tmp_path / "out",
+        target="rpi5",
+        verify="quick",
+        engine="auto",
+    )
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in made.manifest.parents}
+    assert made.manifest.recipe is not None
+    assert any("merge LoRA adapter" in step for step in made.manifest.recipe.steps)
+    assert made.receipt is not None
+    assert made.receipt.verdict == "pass"
+    assert made.receipt.reference_because == "an adapter is merged into the source"
+
+
+def test_a_chat_template_by_name(wide: Path, tmp_path: Path) -> None:
+    made = api.convert(wide, quant="Q8_0", chat_template="alpaca", output=tmp_path / "out", target="rpi5")
+    template = read_gguf(Path(made.model_path)).metadata["tokenizer.chat_template"]
+    assert "### Instruction" in template.value
+
+
+def test_a_template_that_does_not_parse_is_a_warning(wide: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jinja"
+    broken.write_text("{% for m in messages %}{{ m.content }")
+    made = api.convert(wide, quant="Q8_0", chat_template=str(broken), output=tmp_path / "out", target="rpi5")
+    assert any("chat template" in warning for warning in made.manifest.warnings)

@@ -1,0 +1,50 @@
+"""What is measured on a text before converting: importance matrices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgellm.api.unquantized import Unquantized
+from edgellm.api.verification import Progress
+from edgellm.convert import imatrix
+from edgellm.convert.imatrix import ImportanceMatrix
+from edgellm.convert.imatrix_file import read_imatrix
+
+
+def read_importance(asked: str | Path) -> ImportanceMatrix | None:
+    """The matrix of a file; None for `auto` and `none`.
+
+    Raises:
+        MissingInputError, BadInputError: no file, or no importance matrix.
+    """
+    return None if asked in ("auto", "none") else read_imatrix(Path(asked))
+
+
+def collect(
+    unquantized: Unquantized, text: Path | None, progress: Progress | None = None
+) -> ImportanceMatrix:
+    """Run the unquantized model over a text, the bundled one by default, and sum what its weights see.
+
+    Raises:
+        MissingInputError, BadInputError: no such text, or too little of it.
+    """
+    chosen = imatrix.read_calibration(text) if text else imatrix.bundled_calibration()
+    model = unquantized.open()
+    ids = model.tokenize(chosen.text, add_special=True, parse_special=False)
+    total = min(len(ids) // imatrix.CHUNK_TOKENS, imatrix.MAX_CHUNKS) * imatrix.CHUNK_TOKENS
+    done = 0
+
+    def run(n_tokens: int) -> None:
+        nonlocal done
+        done += n_tokens
+        if progress:
+            progress("importance", done, total)
+
+    return imatrix.collect(
+        model,
+        ids,
+        chosen,
+        model=unquantized.source.checkpoint.name,
+        model_sha256=unquantized.weights_sha256(),
+        progress=run,
+    )
