@@ -5,11 +5,10 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
-import edgellm.convert
 from edgellm.convert import imatrix
 from edgellm.native.llama import LlamaModel, LlamaOptions
 
-CHECK_TEXT = (Path(edgellm.convert.__file__).parent / "check_text.txt").read_text(encoding="utf-8")
+CHECK_TEXT = (Path(imatrix.__file__).parent / "check_text.txt").read_text(encoding="utf-8")
 TEXT = imatrix.bundled_calibration().text
 
 
