@@ -12,13 +12,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgellm import machine
-from edgellm.checkpoint import open_checkpoint
+from edgellm.checkpoint import SourceTensor, open_checkpoint
 from edgellm.convert import lora, pipeline, rows, writer
 from edgellm.convert.lora import Adapter
 from edgellm.convert.recipe import ConvertOptions, make_recipe
-from edgellm.convert.source import Part, Source, from_gguf
+from edgellm.convert.source import LowRank, Part, PlannedTensor, Source, from_gguf
 from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats.gguf import read_gguf
+from edgellm.formats.safetensors import read_safetensors
 from tests.support import tiny_llama, tiny_models
 from tests.support.peft_adapters import CASES, Made
 from tests.support.tiny_llama import Array, kl_divergence, write_tiny_llama
@@ -111,6 +112,28 @@ def test_merged_rows_are_the_sum_in_float32(adapters: dict[str, Made]) -> None:
     expected = rows.read_rows(before, 0, 64) + product[order]
     assert np.abs(rows.read_rows(after, 0, 64) - expected).max() < 1e-6
     assert np.abs(product).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("n_columns", "rank", "low", "high"), [(1300, 16, 0, 130), (700, 70, 3, 50), (33, 5000, 1, 9)]
+)
+def test_products_of_any_size_are_whole(
+    tmp_path: Path, n_columns: int, rank: int, low: int, high: int
+) -> None:
+    """They are computed in blocks of rows and columns."""
+    rng = np.random.default_rng(5)
+    values = {"w": (130, n_columns), "b": (130, rank), "a": (rank, n_columns)}
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in values.items()}
+    save_file(arrays, tmp_path / "m.safetensors")
+    w, b, a = (
+        SourceTensor(v.name, v.dtype, v.shape, v.path, v.offset, v.n_bytes)
+        for v in map(read_safetensors(tmp_path / "m.safetensors").tensors.__getitem__, "wba")
+    )
+    part = Part(w, 130, lambda index: 129 - index, 130, low_rank=LowRank(b, a, 0.5))
+    seen = rows.read_rows(PlannedTensor("w", (130, n_columns), (part,)), low, high)
+    wide = {name: array.astype(np.float64) for name, array in arrays.items()}
+    expected = (wide["w"] + 0.5 * wide["b"] @ wide["a"])[::-1][low:high]
+    assert np.abs(seen - expected).max() < 1e-3 * np.sqrt(rank / 16)
 
 
 @pytest.mark.parametrize(("slab_weights", "n_workers"), [(1, 1), (700, 3), (1 << 19, 2)])

@@ -15,6 +15,9 @@ from edgellm.errors import BadInputError
 from edgellm.formats import ggml_types
 from edgellm.native import ggml
 
+# OpenBLAS uses one thread up to this product of the three sizes (SMP_THRESHOLD_MIN * GEMM_MULTITHREAD_THRESHOLD).
+_BLAS_ONE_THREAD = 1 << 18
+
 
 class Readers:
     """Open source files, read at offsets from any thread."""
@@ -81,14 +84,15 @@ def float_rows(part: Part, n_columns: int, low: int, high: int, readers: Readers
         return values
     packed = packed_rows(part, n_columns, low, high, readers)
     floats = ggml.dequantize_rows(packed, part.type_name, n_columns)
-    if part.low_rank is None:
-        return floats
-    with np.errstate(over="ignore", invalid="ignore"):  # whoever encodes the rows refuses what is not finite
-        return floats + _product(part, part.low_rank, low, high, readers)
+    if part.low_rank is not None:
+        _add_product(floats, *_factors(part, part.low_rank, low, high, readers))
+    return floats
 
 
-def _product(part: Part, added: LowRank, low: int, high: int, readers: Readers) -> ggml.Floats:
-    """What is added to the part's rows low..high-1, (n_rows, n_columns)."""
+def _factors(
+    part: Part, added: LowRank, low: int, high: int, readers: Readers
+) -> tuple[ggml.Floats, ggml.Floats]:
+    """What is multiplied for the part's rows low..high-1: (n_rows, rank) and (rank, n_columns)."""
     left, right = added.left, added.right
     if added.transposed:
         of_rows = Part(left, left.shape[1], transposed=True)
@@ -99,8 +103,25 @@ def _product(part: Part, added: LowRank, low: int, high: int, readers: Readers) 
     factors = float_rows(of_rows, rank, low, high, readers)
     common = float_rows(Part(right, right.shape[0]), right.shape[1], 0, right.shape[0], readers)
     scaled: ggml.Floats = np.multiply(factors, np.float32(added.scale))
-    product: ggml.Floats = np.matmul(scaled, common.T if added.transposed else common)
-    return product
+    return scaled, common.T if added.transposed else common
+
+
+def _add_product(floats: ggml.Floats, left: ggml.Floats, right: ggml.Floats) -> None:
+    """Add left @ right in place, in blocks that OpenBLAS computes in the calling thread.
+
+    Every core runs a thread that does this; were each product spread over all cores again, it would take ten times as
+    long, and its last bits would depend on the machine.
+    """
+    n_rows, n_columns = floats.shape
+    rank = left.shape[1]
+    width = min(n_columns, 512, max(1, _BLAS_ONE_THREAD // (8 * rank)))
+    height = max(1, _BLAS_ONE_THREAD // (width * rank))
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever encodes the rows refuses what is not finite
+        for i in range(0, n_rows, height):
+            for j in range(0, n_columns, width):
+                floats[i : i + height, j : j + width] += np.matmul(
+                    left[i : i + height], right[:, j : j + width]
+                )
 
 
 def packed_rows(part: Part, n_columns: int, low: int, high: int, readers: Readers) -> ggml.Bytes:
