@@ -33,6 +33,7 @@ _READ = frozenset([
     "alpha_pattern", "bias", "fan_in_fan_out", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
     "peft_type", "r", "rank_pattern", "target_modules", "use_rslora",
 ])  # fmt: skip
+_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_NAME_CHARS}}}")
 # These start from the base's own weights changed, so the adapter does not fit the base as it is published.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -182,6 +183,6 @@ def _names(fields: Fields, key: str, *, or_rule: bool = False) -> tuple[str, ...
     if not isinstance(names, list) or len(names) > MAX_PATTERNS:
         raise fields.wrong(key, given, expected)
     for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name[: MAX_NAME_CHARS + 1]):
+        if not isinstance(name, str) or not re.fullmatch(_NAME, name):
             raise fields.wrong(key, name, expected)
     return tuple(names)
