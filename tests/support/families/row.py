@@ -29,7 +29,6 @@ class Row:
         pooling: an encoder, whose embeddings are compared, not its logits: what its pooling_mode_* is.
         within_share: how near its embeddings are, relative to their length.
         reference: a module of tests/support/references with both classes, where transformers has none.
-        tokens: kind of tokenizer beside it.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Row:
     pooling: str | None = None
     within_share: float = 1e-3
     reference: str | None = None
-    tokens: str = "byte-level BPE"
 
     @property
     def embeds(self) -> bool:
