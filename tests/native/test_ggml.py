@@ -22,7 +22,7 @@ NUMPY_DEQUANTIZES = (
     "BF16", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0",
     "MXFP4", "NVFP4", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M", "IQ4_NL", "IQ4_XS",
 )  # fmt: skip
-# Their lattices take up to 26 seconds to build and no mix writes them, so they are only read here.
+# Their lattices take up to 26 seconds to build: written in tests/convert/test_imatrix_against_llama_cpp.py, only read here.
 SLOW_TO_WRITE = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M")
 WRITABLE = tuple(name for name in (*NUMPY_DEQUANTIZES, "Q1_0") if name not in SLOW_TO_WRITE)
 NEED_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
