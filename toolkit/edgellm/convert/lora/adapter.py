@@ -119,7 +119,7 @@ def read_adapter(directory: Path) -> Adapter:
     if not pairs:
         raise BadInputError(f"{weights_path}: no LoRA tensors in it")
     _check_finite(pairs)
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", directory.resolve().name) or "adapter"
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", directory.resolve().name).strip(".") or "adapter"
     return Adapter(name, directory, config, pairs, copies, (config_path, weights_path))
 
 

@@ -85,14 +85,14 @@ class AdapterConfig:
         return None
 
     def _layer(self, module: str) -> int | None:
-        """The layer as PEFT finds it: the last number in the name, or the last after one of `layer_lists`."""
+        """The layer as PEFT finds it: the last number in the name, or the last after the first of `layer_lists`."""
         parts = module.split(".")
-        numbers = [
-            i
-            for i in range(2, len(parts) - 1)
-            if parts[i].isdecimal() and (not self.layer_lists or parts[i - 1] in self.layer_lists)
-        ]
-        return int(parts[numbers[-1]][:9]) if numbers else None
+        numbers = [i for i in range(2, len(parts) - 1) if parts[i].isdecimal()]
+        for name in self.layer_lists or ("",):
+            after = [i for i in numbers if not name or ".".join(parts[:i]).endswith("." + name)]
+            if after:
+                return int(parts[after[-1]][:9])
+        return None
 
 
 def read_config(path: Path) -> AdapterConfig:
