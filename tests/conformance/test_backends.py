@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgellm.api import models
-from edgellm.errors import ContextOverflowError
+from edgellm.errors import ContextOverflowError, UnsupportedError
 from edgellm.native.llama import LlamaOptions
 from edgellm.protocols import Backend, Batcher, Feed, Observation, SamplingParams
 from edgellm.report import RuntimeInfo
@@ -138,6 +138,11 @@ def test_too_many_tokens_overflow_and_append_nothing(batcher: Batcher, prompt: l
     with pytest.raises(ContextOverflowError, match=f"65 tokens do not fit the context of {CONTEXT}"):
         batcher.step([Feed(sequence=0, tokens=prompt), Feed(sequence=1, tokens=prompt[:1] * (CONTEXT + 1))])
     assert [batcher.length(i) for i in (0, 1)] == [0, 0]
+
+
+def test_a_model_of_text_gives_no_embeddings(backend: Backend) -> None:
+    with pytest.raises(UnsupportedError, match="generates text"):
+        backend.open_embedder(context=CONTEXT)
 
 
 def test_wrong_use_is_a_value_error(batcher: Batcher, backend: Backend) -> None:

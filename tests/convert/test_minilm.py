@@ -14,7 +14,7 @@ from edgellm.checkpoint import open_checkpoint
 from edgellm.convert import pipeline
 from edgellm.formats.gguf import read_gguf
 from edgellm.native.llama import LlamaModel, LlamaOptions
-from edgellm.native.llama_embeddings import AskedPooling
+from edgellm.protocols import AskedPooling
 from tests.conftest import USER_CACHE
 from tests.convert.conftest import recipe_for
 from tests.convert.test_against_llama_cpp import header_differences, tensor_differences

@@ -10,7 +10,7 @@ import pytest
 
 from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
 from edgellm.native.llama import LlamaModel, LlamaOptions
-from edgellm.native.llama_embeddings import AskedPooling
+from edgellm.protocols import AskedPooling
 from tests.support import tiny_models
 from tests.support.families.row import with_header
 from tests.support.tiny_bert import CONTEXT, VOCAB_SIZE, WIDTH, random_tensors, write_tiny_bert

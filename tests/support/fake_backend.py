@@ -11,8 +11,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgellm.errors import ContextOverflowError
-from edgellm.protocols import Capabilities, Feed, FloatArray, Observation, Observer, Sampled, SamplingParams
+from edgellm.errors import ContextOverflowError, UnsupportedError
+from edgellm.protocols import (
+    AskedPooling,
+    Capabilities,
+    Embedder,
+    Feed,
+    FloatArray,
+    Observation,
+    Observer,
+    Sampled,
+    SamplingParams,
+)
 from edgellm.report import RuntimeInfo
 from tests.samples import make_runtime
 
@@ -79,6 +89,11 @@ class FakeBackend:
     def open(self, *, n_sequences: int, context: int, observer: Observer | None = None) -> FakeBatcher:
         self.batchers.append(FakeBatcher(self, n_sequences, context, observer))
         return self.batchers[-1]
+
+    def open_embedder(
+        self, *, context: int, pooling: AskedPooling = "model", observer: Observer | None = None
+    ) -> Embedder:
+        raise UnsupportedError("this model generates text")
 
     def close(self) -> None:
         self.closed = True

@@ -14,8 +14,7 @@ from edgellm.checkpoint import open_checkpoint
 from edgellm.convert import pipeline, writer
 from edgellm.convert.source import HeaderValue, Source
 from edgellm.native.llama import LlamaModel, LlamaOptions
-from edgellm.native.llama_embeddings import AskedPooling
-from edgellm.protocols import Feed
+from edgellm.protocols import AskedPooling, Feed
 from tests.support import oracle, tiny_llama
 from tests.support.families.row import Row
 from tests.support.tiny_llama import Array

@@ -27,6 +27,7 @@ MANIFEST_NAME = "manifest.json"
 RECEIPT_NAME = "receipt.json"
 MAX_MANIFEST_BYTES = 16 * 1024**2
 MAX_CONTEXT = 1 << 30
+MAX_NAME_CHARS = 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _HASH_CHUNK_BYTES = 1 << 20
 
@@ -82,11 +83,15 @@ class FileEntry(Record):
 
 
 class Parent(Record):
-    """A file the artifact was made from."""
+    """A file the artifact was made from; its name is relative to the model's directory."""
 
     name: str
     n_bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if len(self.name) > MAX_NAME_CHARS or any(part in {"", ".", ".."} for part in self.name.split("/")):
+            raise ValueError(f"not a name inside a directory: {self.name[:80]!r}")
 
 
 class Provenance(Record):
@@ -165,15 +170,28 @@ class GoldenOutput(Record):
     text: str
 
 
+class GoldenEmbedding(Record):
+    """The first values of a fixed sentence's embedding, scaled to length 1."""
+
+    text: str
+    token_ids: list[int]
+    first_values: list[float]
+
+
 class Receipt(Record):
     """How far the converted model is from its reference, on the same token ids.
 
-    KL divergence is KL(reference || converted) in nats per token; errors are standard errors of the mean.
+    A model that generates text is compared by its next-token distributions: KL divergence is KL(reference ||
+    converted) in nats per token, errors are standard errors of the mean. One that gives embeddings is compared by the
+    cosines of its embeddings with the reference's. What belongs to the other kind is None.
 
     Attributes:
         reference_engine: what computed the reference.  reference_because: why it was that.
         same_parents: the reference is, hash by hash, what the artifact was made from; None where it does not say.
-        max_kl, min_top1_agreement: the bounds that decide the verdict.
+        n_tokens: positions scored; of embeddings, tokens run.
+        n_texts: embeddings compared.  cosine_mean, cosine_min: over them.
+        max_kl, min_top1_agreement, min_cosine: the bounds that decide the verdict; without a least agreement
+            any will do.
     """
 
     schema: str
@@ -183,23 +201,45 @@ class Receipt(Record):
     text_name: str
     text_sha256: str
     n_tokens: int
-    kl_mean: float
-    kl_mean_error: float
-    kl_p99: float
-    top1_agreement: float
-    top1_agreement_error: float
-    perplexity_ratio: float
-    perplexity_ratio_error: float
-    golden: list[GoldenOutput]
-    max_kl: float
     verdict: Literal["pass", "fail"]
+    kind: Literal["generation", "embedding"] = "generation"
+    kl_mean: float | None = None
+    kl_mean_error: float | None = None
+    kl_p99: float | None = None
+    top1_agreement: float | None = None
+    top1_agreement_error: float | None = None
+    perplexity_ratio: float | None = None
+    perplexity_ratio_error: float | None = None
+    golden: list[GoldenOutput] | None = None
+    max_kl: float | None = None
     reference_because: str = "not stated"
     same_parents: bool | None = None
-    min_top1_agreement: float = 0.0
+    min_top1_agreement: float | None = None
+    n_texts: int | None = None
+    cosine_mean: float | None = None
+    cosine_min: float | None = None
+    min_cosine: float | None = None
+    golden_embeddings: list[GoldenEmbedding] | None = None
 
     def __post_init__(self) -> None:
         if self.schema != RECEIPT_SCHEMA:
             raise ValueError(f"schema is {self.schema!r}, expected {RECEIPT_SCHEMA!r}")
+        for kind, fields in _FIGURES.items():
+            for name in fields:
+                if (getattr(self, name) is not None) != (kind == self.kind):
+                    there = "absent" if kind == self.kind else "there"
+                    raise ValueError(f"{name} is {there} in a receipt of kind {self.kind!r}")
+        if self.kind == "embedding" and self.min_top1_agreement is not None:
+            raise ValueError("min_top1_agreement is there in a receipt of kind 'embedding'")
+
+
+_FIGURES = {
+    "generation": (
+        "kl_mean", "kl_mean_error", "kl_p99", "top1_agreement", "top1_agreement_error", "perplexity_ratio",
+        "perplexity_ratio_error", "golden", "max_kl",
+    ),
+    "embedding": ("n_texts", "cosine_mean", "cosine_min", "min_cosine", "golden_embeddings"),
+}  # fmt: skip
 
 
 class Artifact(Record):

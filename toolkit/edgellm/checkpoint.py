@@ -75,6 +75,11 @@ class Checkpoint:
     added_tokens: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer_json: bytes | None = None
 
+    def name_of(self, file: Path) -> str:
+        """The name of one of its files: relative to its directory, with `/` between folders."""
+        directory = self.path if self.kind == "hf" else self.path.parent
+        return file.relative_to(directory).as_posix() if file.is_relative_to(directory) else file.name
+
 
 def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     """Open a Hugging Face directory or a GGUF file.

@@ -19,6 +19,9 @@ from edgellm.report import Reading, RuntimeInfo
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
 Want = Literal["none", "last", "all"]
+# How the states of a text's tokens become one row: `none` leaves them apart, `model` is what the model's file says.
+Pooling = Literal["none", "mean", "cls", "last"]
+AskedPooling = Literal["model", "none", "mean", "cls", "last"]
 
 
 class SamplingParams(Record):
@@ -158,6 +161,29 @@ class Observer(Protocol):
         ...
 
 
+class Embedder(Protocol):
+    """Turns texts into embeddings. Not thread-safe: one caller at a time.
+
+    Attributes:
+        context: tokens of the longest text.
+        embedding_size: columns of a row.  vocab_size: token ids are below it.
+        pooling: what the rows are: one per token (`none`), or one per text.
+    """
+
+    context: int
+    embedding_size: int
+    vocab_size: int
+    pooling: Pooling
+
+    def embed(self, tokens: Sequence[int], *, normalize: bool = False) -> FloatArray:
+        """(n_rows, embedding_size) rows: one for each token, or one for the text."""
+        ...
+
+    def close(self) -> None:
+        """Release native memory; safe to call twice."""
+        ...
+
+
 class Backend(Protocol):
     """One loaded model."""
 
@@ -197,7 +223,18 @@ class Backend(Protocol):
             observer: is shown what weights are multiplied with, in every step.
 
         Raises:
-            UnsupportedError: an observer was given, and this backend cannot (see `capabilities.observer`).
+            UnsupportedError: an observer was given, and this backend cannot (see `capabilities.observer`); or the
+                model is an encoder, which keeps no cache.
+        """
+        ...
+
+    def open_embedder(
+        self, *, context: int, pooling: AskedPooling = "model", observer: Observer | None = None
+    ) -> Embedder:
+        """Turn texts of up to `context` tokens into embeddings.
+
+        Raises:
+            UnsupportedError: the model generates text, or an observer was given and this backend cannot.
         """
         ...
 

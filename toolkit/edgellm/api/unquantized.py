@@ -23,7 +23,7 @@ class Unquantized:
         self.source = source
         self._stack = ExitStack()
         self._path: Path | None = None
-        self._hashes: dict[str, str] | None = None
+        self._hashes: dict[Path, str] | None = None
 
     def __enter__(self) -> Unquantized:
         return self
@@ -55,17 +55,16 @@ class Unquantized:
         self._stack.callback(model.close)
         return model
 
-    def hashes(self) -> dict[str, str]:
-        """sha256 of every file it was read from, by name."""
+    def hashes(self) -> dict[Path, str]:
+        """sha256 of every file it was read from."""
         if self._hashes is None:
-            files = self.source.checkpoint.files
-            self._hashes = {path.name: artifact.sha256_file(path) for path in files}
+            self._hashes = {path: artifact.sha256_file(path) for path in self.source.checkpoint.files}
         return self._hashes
 
     def weights_sha256(self) -> str:
         """sha256 of the weights: of the file, or of its shards' hashes in order."""
         weights = (".gguf", ".safetensors")
-        found = [digest for name, digest in self.hashes().items() if name.endswith(weights)]
+        found = [digest for path, digest in self.hashes().items() if path.suffix in weights]
         return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
     def _write(self) -> Path:

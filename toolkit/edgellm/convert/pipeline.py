@@ -133,7 +133,7 @@ def convert(
             f"{checkpoint.name}: planned from headers only, so there is nothing to convert yet"
         )
     with _hashing() as submit, _one_line_io_errors(into):
-        parents = [submit(path) for path in checkpoint.files]
+        parents = [submit(path, checkpoint.name_of(path)) for path in checkpoint.files]
         written = write_model(
             into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress, importance=importance
         )
@@ -227,12 +227,12 @@ def manifest_of_gguf(checkpoint: Checkpoint) -> Manifest:
 
 
 @contextlib.contextmanager
-def _hashing() -> Iterator[Callable[[Path], futures.Future[Parent]]]:
+def _hashing() -> Iterator[Callable[[Path, str], futures.Future[Parent]]]:
     """Hash parents beside the conversion; when that fails or is interrupted, stop at once."""
     stop = threading.Event()
     pool = futures.ThreadPoolExecutor(1)
     try:
-        yield lambda path: pool.submit(_parent, path, stop)
+        yield lambda path, name: pool.submit(_parent, path, name, stop)
     except BaseException:
         stop.set()
         raise
@@ -240,13 +240,13 @@ def _hashing() -> Iterator[Callable[[Path], futures.Future[Parent]]]:
         pool.shutdown(wait=True, cancel_futures=stop.is_set())
 
 
-def _parent(path: Path, stop: threading.Event) -> Parent:
+def _parent(path: Path, name: str, stop: threading.Event) -> Parent:
     def go_on(_: int) -> None:
         if stop.is_set():
             raise futures.CancelledError
 
     try:
-        return Parent(name=path.name, n_bytes=path.stat().st_size, sha256=artifact.sha256_file(path, go_on))
+        return Parent(name=name, n_bytes=path.stat().st_size, sha256=artifact.sha256_file(path, go_on))
     except OSError as err:
         raise BadInputError(f"{path}: cannot be read: {err.strerror or err}") from err
 

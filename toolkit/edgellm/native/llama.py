@@ -14,10 +14,10 @@ from typing import Any
 
 from edgellm.errors import BackendError, SpecError, UnsupportedError
 from edgellm.native.llama_batcher import LlamaBatcher
-from edgellm.native.llama_embeddings import AskedPooling, LlamaEmbedder
+from edgellm.native.llama_embeddings import LlamaEmbedder
 from edgellm.native.llama_library import binding_version, bindings, failure, forget_errors, header_overrides
 from edgellm.native.llama_options import KV_TYPES, LlamaOptions
-from edgellm.protocols import Capabilities, Observer
+from edgellm.protocols import AskedPooling, Capabilities, Observer
 from edgellm.report import RuntimeInfo
 
 __all__ = ["KV_TYPES", "LlamaBatcher", "LlamaModel", "LlamaOptions"]
@@ -165,14 +165,16 @@ class LlamaModel:
             self, self._model, self.options, n_sequences=n_sequences, context=context, observer=observer
         )
 
-    def open_embedder(self, *, context: int, pooling: AskedPooling = "model") -> LlamaEmbedder:
+    def open_embedder(
+        self, *, context: int, pooling: AskedPooling = "model", observer: Observer | None = None
+    ) -> LlamaEmbedder:
         """Turn texts of up to `context` tokens into embeddings, pooled as the file says or as asked for.
 
         Raises:
-            UnsupportedError: this model generates text.
+            UnsupportedError: this model generates text, or its activations cannot be shown to an observer.
         """
         self._check_open()
-        return LlamaEmbedder(self._model, self.options, context=context, pooling=pooling)
+        return LlamaEmbedder(self._model, self.options, context=context, pooling=pooling, observer=observer)
 
     def _check_open(self) -> None:
         if not self._model:

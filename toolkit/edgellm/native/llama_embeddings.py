@@ -7,36 +7,38 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
 from edgellm.native.llama_library import bindings, failure, forget_errors, last_error
+from edgellm.native.llama_observer import GraphObserver
 from edgellm.native.llama_options import FLASH_ATTENTION, LlamaOptions
-from edgellm.protocols import FloatArray
+from edgellm.protocols import AskedPooling, FloatArray, Observer, Pooling
 
-Pooling = Literal["none", "mean", "cls", "last"]
-AskedPooling = Literal["model", "none", "mean", "cls", "last"]
 # enum llama_pooling_type of llama.h; -1 leaves it to the file's header.
 _NUMBERS: dict[AskedPooling, int] = {"model": -1, "none": 0, "mean": 1, "cls": 2, "last": 3}
 _NAMES: dict[int, Pooling] = {0: "none", 1: "mean", 2: "cls", 3: "last"}
 
 
 class LlamaEmbedder:
-    """Turns texts of at most `context` tokens into embeddings.
-
-    Attributes:
-        pooling: what the rows are: one per token (`none`), or one per text.
-        embedding_size: columns of a row.
+    """Turns texts of at most `context` tokens into embeddings; an Embedder.
 
     Raises:
         ValueError: a context outside 1 to what the model was trained for, where its table of positions ends.
-        UnsupportedError: the model generates text, or ranks instead of embedding.
+        UnsupportedError: the model generates text, or ranks instead of embedding; or an observer was given, and this
+            llama.cpp lays out its tensors differently.
     """
 
     def __init__(
-        self, handle: Any, options: LlamaOptions, *, context: int, pooling: AskedPooling = "model"
+        self,
+        handle: Any,
+        options: LlamaOptions,
+        *,
+        context: int,
+        pooling: AskedPooling = "model",
+        observer: Observer | None = None,
     ) -> None:
         lib = bindings()
         trained = lib.llama_model_n_ctx_train(handle)
@@ -46,9 +48,13 @@ class LlamaEmbedder:
         self._lib = lib
         self.context = context
         self.embedding_size: int = lib.llama_model_n_embd_out(handle)
-        self._vocab_size: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(handle))
+        self.vocab_size: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(handle))
+        params = _parameters(lib, options, context, pooling)
+        self._observer = GraphObserver(observer) if observer else None
+        if self._observer:
+            params.cb_eval = self._observer.callback
         forget_errors()
-        self._ctx = lib.llama_init_from_model(handle, _parameters(lib, options, context, pooling))
+        self._ctx = lib.llama_init_from_model(handle, params)
         if not self._ctx:
             raise failure(
                 f"llama.cpp cannot make a context of {context} tokens", hint="try a smaller --context"
@@ -71,6 +77,8 @@ class LlamaEmbedder:
         Raises:
             ContextOverflowError: more tokens than the context.  ValueError: none, or one outside the vocabulary.
             BackendError: the native call failed, or gave numbers that are not finite.
+
+        What an observer raised is raised too.
         """
         if not self._ctx:
             raise RuntimeError("this embedder is closed")
@@ -91,15 +99,19 @@ class LlamaEmbedder:
                 hint="use a larger --context or a shorter text",
             )
         low, high = min(tokens), max(tokens)
-        if low < 0 or high >= self._vocab_size:
+        if low < 0 or high >= self.vocab_size:
             raise ValueError(
-                f"token {low if low < 0 else high} is outside the vocabulary of {self._vocab_size}"
+                f"token {low if low < 0 else high} is outside the vocabulary of {self.vocab_size}"
             )
         return tokens
 
     def _run(self, tokens: Sequence[int]) -> FloatArray:
         ids = (ctypes.c_int32 * len(tokens))(*tokens)
-        code = self._lib.llama_encode(self._ctx, self._lib.llama_batch_get_one(ids, len(tokens)))
+
+        def encode() -> int:
+            return int(self._lib.llama_encode(self._ctx, self._lib.llama_batch_get_one(ids, len(tokens))))
+
+        code = self._observer.run(encode) if self._observer else encode()
         if code:
             raise BackendError(f"llama_encode failed with code {code}: {last_error()}")
         n_rows = len(tokens) if self.pooling == "none" else 1
