@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from edgellm import api
 from edgellm.convert.imatrix_file import read_imatrix
-from edgellm.errors import BadInputError, SpecError
+from edgellm.errors import BadInputError, OutputExistsError, SpecError
 from edgellm.formats.gguf import read_gguf
 from tests.support import oracle
 from tests.support.tiny_llama import write_tiny_llama
@@ -154,3 +154,18 @@ def test_a_template_that_does_not_parse_is_a_warning(wide: Path, tmp_path: Path)
     broken.write_text("{% for m in messages %}{{ m.content }")
     made = api.convert(wide, quant="Q8_0", chat_template=str(broken), output=tmp_path / "out", target="rpi5")
     assert any("chat template" in warning for warning in made.manifest.warnings)
+
+
+def test_an_adapter_as_a_file_of_its_own(wide: Path, tmp_path: Path) -> None:
+    adapter, out = write_adapter(tmp_path / "adapter"), tmp_path / "a.gguf"
+    assert api.convert_adapter(wide, adapter, output=out) == out
+    file = read_gguf(out)
+    assert set(file.tensors) == {"blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b"}
+    before = out.read_bytes()
+    with pytest.raises(OutputExistsError, match="exists already"):
+        api.convert_adapter(wide, adapter, output=out)
+    assert api.convert_adapter(wide, adapter, output=out, type_name="f16", force=True) == out
+    assert out.read_bytes() != before
+    with pytest.raises(SpecError, match="Q4_0"):
+        api.convert_adapter(wide, adapter, output=out, type_name="Q4_0", force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "adapter"]

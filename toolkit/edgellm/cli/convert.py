@@ -67,6 +67,13 @@ from edgellm.cli.common import (
     "--lora", type=click.Path(path_type=Path), metavar="DIR", help="Merge this PEFT adapter into the model."
 )
 @click.option(
+    "--lora-as",
+    type=click.Choice(["merged", "adapter"]),
+    default="merged",
+    show_default=True,
+    help="adapter writes it as a GGUF file of its own, which llama.cpp adds while it runs; the model is not converted.",
+)
+@click.option(
     "--chat-template",
     metavar="NAME|FILE",
     help="alpaca, dolly, openassistant, vicuna, or a file; by default the model's own.",
@@ -102,6 +109,7 @@ def command(
     dry_run: bool,
     force: bool,
     as_json: bool,
+    lora_as: str,
     **choices: Any,
 ) -> None:
     """Convert MODEL for a device.
@@ -113,6 +121,9 @@ def command(
 
     if Path(model).is_dir() and hub.looks_like_id(model):
         show(f"note: {model} is a directory here; hf://{model} asks the hub", err=True)
+    if lora_as == "adapter":
+        _convert_adapter(model, output, choices, force=force, as_json=as_json)
+        return
     if dry_run:
         plan = api.plan_conversion(model, target=target, output=output, **choices)
         _show_plan(plan, as_json=as_json)
@@ -129,6 +140,21 @@ def command(
 
     for line in artifact_lines(artifact):
         show(line)
+
+
+def _convert_adapter(
+    model: str, output: Path | None, choices: dict[str, Any], *, force: bool, as_json: bool
+) -> None:
+    from edgellm import api
+    from edgellm.errors import SpecError
+
+    if choices["lora"] is None:
+        raise SpecError("--lora-as adapter without an adapter", hint="add --lora DIR")
+    path = api.convert_adapter(model, choices["lora"], output=output, type_name=choices["quant"], force=force)
+    if as_json:
+        print_json({"adapter": str(path), "n_bytes": path.stat().st_size})
+    else:
+        show(f"{path}: {choices['lora']} for {model}, {path.stat().st_size} bytes")
 
 
 def _show_plan(plan: object, *, as_json: bool) -> None:

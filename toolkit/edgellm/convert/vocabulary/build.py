@@ -108,6 +108,22 @@ def _from_sentencepiece(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         special = (0, 1, 2, 3, len(pieces) - 1)
         added = [added_token(pieces[number][0], number, special=True) for number in special]
         unk, bos, eos = 3, 0, 2
+    normalizers, pre_tokenizer, decoder, body = _stages(model, kind, pieces, unk)
+    settings, both = checkpoint.tokenizer_config, path.name == "sentencepiece.bpe.model"
+    first = bos if settings.get("add_bos_token", kind == "BPE" or both) is True else None
+    last = eos if settings.get("add_eos_token", kind == "unigram") is True else None
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": normalizers}, "pre_tokenizer": pre_tokenizer,
+        "post_processor": _template(*((None if n is None else (pieces[n][0], n)) for n in (first, last))),
+        "decoder": decoder, "model": body,
+    }  # fmt: skip
+
+
+def _stages(
+    model: sentencepiece.SentencePieceModel, kind: str, pieces: list[tuple[str, float]], unk: int | None
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None, dict[str, Any], dict[str, Any]]:
+    """Normalizers, pre-tokenizer, decoder and model of a tokenizer.json."""
     normalizers: list[dict[str, Any]] = []
     if model.charsmap:
         normalizers.append(
@@ -140,15 +156,7 @@ def _from_sentencepiece(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
             "byte_fallback": model.byte_fallback,
             "vocab": [list(p) for p in pieces],
         }
-    settings, both = checkpoint.tokenizer_config, path.name == "sentencepiece.bpe.model"
-    first = bos if settings.get("add_bos_token", kind == "BPE" or both) is True else None
-    last = eos if settings.get("add_eos_token", kind == "unigram") is True else None
-    return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": {"type": "Sequence", "normalizers": normalizers}, "pre_tokenizer": pre_tokenizer,
-        "post_processor": _template(*((None if n is None else (pieces[n][0], n)) for n in (first, last))),
-        "decoder": decoder, "model": body,
-    }  # fmt: skip
+    return normalizers, pre_tokenizer, decoder, body
 
 
 def _from_vocab_and_merges(vocab: Path, merges: Path, checkpoint: Checkpoint) -> dict[str, Any]:

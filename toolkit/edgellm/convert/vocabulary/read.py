@@ -140,7 +140,7 @@ def _with_added(
     next_id = 1 + max(
         [*(n for n in vocab.values() if type(n) is int), *(token.number for token in added)], default=-1
     )
-    gaps = {}
+    gaps: dict[str, int] = {}
     for token in more:
         if token.text in vocab:
             continue

@@ -1,0 +1,43 @@
+"""Adapters as files of their own, for engines that add them while they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgellm import machine, staging
+from edgellm.api import models
+from edgellm.convert import lora, pipeline
+from edgellm.errors import OutputExistsError, SpecError
+
+
+def convert_adapter(
+    base: str | Path,
+    adapter: Path,
+    *,
+    output: Path | None = None,
+    type_name: str = "auto",
+    force: bool = False,
+) -> Path:
+    """Write a PEFT adapter as a GGUF adapter for llama.cpp's --lora and Ollama's ADAPTER.
+
+    Args:
+        base: the Hugging Face directory or hub id it was trained on; of its weights only shapes are read.
+        output: the file to make; by default ./<adapter>-lora.gguf.
+        type_name: F32, F16 or BF16; auto is F32.
+
+    Raises:
+        SpecError: another type.  OutputExistsError: the file is there and `force` is false.
+        MissingInputError, BadInputError, UnsupportedError: no adapter, malformed, for another base, or of a kind that
+            llama.cpp cannot add.
+    """
+    kind = "F32" if type_name == "auto" else type_name.upper()
+    if kind not in ("F32", "F16", "BF16"):
+        raise SpecError(f"an adapter in {type_name}", hint="F32, F16 and BF16 can be written")
+    found = lora.read_adapter(adapter)
+    final = output or Path(f"{found.name}-lora.gguf")
+    if final.exists() and not force:
+        raise OutputExistsError(f"{final}: exists already", hint="use --force, or another -o")
+    source = pipeline.read_source(models.resolve(base, weights=bool(found.copies)))
+    with staging.staged_file(final) as temporary:
+        lora.write_adapter(temporary, source, found, type_name=kind, n_workers=machine.usable_cores())
+    return final
