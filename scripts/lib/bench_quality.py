@@ -76,7 +76,7 @@ def _spread(ids: list[int], n_chunks: int) -> list[int]:
 
 def _row(setting: _Setting, quant: str, imatrix: Path | None) -> None:
     theirs = setting.folder / "theirs.gguf"
-    options = [] if imatrix is None else ["--imatrix", imatrix]
+    options: list[str | Path] = [] if imatrix is None else ["--imatrix", imatrix]
     oracle.tool("llama-quantize", *options, setting.reference, theirs, quant, str(default_threads()))
     ours = setting.folder / "ours.gguf"
     # llama-quantize notes its importance matrix in the header; the budget is the smaller file without that.

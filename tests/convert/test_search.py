@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgellm.checkpoint import open_checkpoint
-from edgellm.convert import allocate, pipeline, search, sensitivity, writer
+from edgellm.convert import pipeline, search, sensitivity, writer
 from edgellm.convert.rounding import make_encoder
 from edgellm.convert.source import Source
 from edgellm.errors import SpecError, UnsupportedError
@@ -36,12 +37,12 @@ def load(path: Path) -> LlamaModel:
     return LlamaModel(path, LlamaOptions(n_threads=1, kv_type="F32"))
 
 
-def find(reference: Path, source: Source, folder: Path, max_bytes: int, **options: object) -> search.Mix:
+def find(reference: Path, source: Source, folder: Path, max_bytes: int, **options: Any) -> search.Mix:
     header_bytes = writer.header_bytes(source, source.base_types(), source.header, folder)
-    settings: dict[str, object] = {"text_ids": IDS, "n_chunks": 3, "max_probes": 9} | options
+    settings: dict[str, Any] = {"text_ids": IDS, "n_chunks": 3, "max_probes": 9} | options
     return search.search(
         reference, source, load, folder, max_bytes=max_bytes, header_bytes=header_bytes, **settings
-    )  # type: ignore[arg-type]
+    )
 
 
 def written(path: Path, source: Source, mix: search.Mix) -> Path:
@@ -149,8 +150,8 @@ def test_damage_is_shared_out_by_output_error() -> None:
     found = sensitivity.candidates(
         shape_source(shape), errors, [sensitivity.Group(("a", "b"), 8.0)], probe_types
     )
-    assert found["a"] == [
-        allocate.Candidate("Q4_0", 96, 6.0), allocate.Candidate("Q8_0", 160, pytest.approx(0.6)),
+    assert [tuple(option) for option in found["a"]] == [
+        ("Q4_0", 96, 6.0), ("Q8_0", 160, pytest.approx(0.6)),
     ]  # fmt: skip
     assert np.isclose(found["b"][0].damage, 2.0)
 

@@ -24,6 +24,8 @@ TYPES = (
     "Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0",
 )  # fmt: skip
 PROBE_BPW = 4.0
+# For `writer.write_gguf`: with fewer rows at a time, numpy is called more than it computes.
+SLAB_WEIGHTS = 1 << 21
 Progress = Callable[[str, int, int], None]
 
 

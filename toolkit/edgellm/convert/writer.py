@@ -48,6 +48,7 @@ def write_gguf(
     n_workers: int,
     progress: Progress | None = None,
     encode: Encode | None = None,
+    slab_weights: int | None = None,
 ) -> Written:
     """Write the model to a new file.
 
@@ -55,6 +56,8 @@ def write_gguf(
         types: ggml type of every tensor.
         progress: called with the number of weights just written.
         encode: packs the rows of the tensors that change type; by default ggml's own quantizers.
+        slab_weights: weights in one call of `encode`, rounded to rows; more is faster where `encode` works column by
+            column, and takes more memory.
 
     Raises:
         BadInputError: a source file is shorter than its header said, or holds NaN or infinity.
@@ -68,7 +71,9 @@ def write_gguf(
             digest.update(block)
         data_bytes = 0
         with rows.Readers() as readers, futures.ThreadPoolExecutor(n_workers) as pool:
-            for tensor, n_weights, data in _in_order(pool, n_workers, source, types, readers, encode):
+            for tensor, n_weights, data in _in_order(
+                pool, n_workers, source, types, readers, encode, slab_weights or SLAB_WEIGHTS
+            ):
                 if data is None:
                     padding = bytes(-tensor_bytes(tensor.shape, types[tensor.name]) % ALIGNMENT)
                     out.write(padding)
@@ -124,10 +129,10 @@ def _write_header(path: Path, source: Source, types: dict[str, str], header: dic
     writer.close()
 
 
-def _slabs(source: Source) -> Iterator[tuple[PlannedTensor, int, int]]:
+def _slabs(source: Source, slab_weights: int) -> Iterator[tuple[PlannedTensor, int, int]]:
     """(tensor, first row, end row), then (tensor, -1, -1) for the padding after it."""
     for tensor in source.tensors:
-        step = max(1, SLAB_WEIGHTS // tensor.n_columns)
+        step = max(1, slab_weights // tensor.n_columns)
         group = max(part.group_rows for part in tensor.parts)
         step = max(group, step // group * group)
         for low in range(0, tensor.n_rows, step):
@@ -142,12 +147,13 @@ def _in_order(
     types: dict[str, str],
     readers: rows.Readers,
     encode: Encode,
+    slab_weights: int,
 ) -> Iterator[tuple[PlannedTensor, int, memoryview | None]]:
     """Slabs computed by the pool, handed out in file order; a few run ahead."""
     pending: deque[tuple[PlannedTensor, int, futures.Future[memoryview] | None]] = deque()
     ahead = 2 * n_workers + 1
     try:
-        for tensor, low, high in _slabs(source):
+        for tensor, low, high in _slabs(source, slab_weights):
             job = (
                 pool.submit(_convert_slab, tensor, low, high, types[tensor.name], readers, encode)
                 if low >= 0
