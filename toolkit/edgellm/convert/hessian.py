@@ -3,7 +3,7 @@
 One factor is kept per distinct input (query, key and value share one). Experts that each see rows of their own get the
 diagonal only, one per expert, since a matrix for each would not fit; experts that see the same rows share a matrix.
 What is in memory at once is bounded: where all matrices together are larger, the tokens are run several times, each
-time for some of the layers. Finished factors lie in files.
+time for some of the layers. Finished factors lie in files. The first token of a chunk counts FIRST_TOKEN_WEIGHT times.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ N_CHUNKS = 24
 MEMORY_BYTES = 2 * 1024**3
 TEXT_DAMPING = 0.01
 VOCABULARY_DAMPING = 0.1
+# All later tokens attend to the first one, so what is lost of its keys and values is lost many times.
+FIRST_TOKEN_WEIGHT = 64
 RECENT_SOURCES = 16
 HEAD = "token_embd.weight"
 _LAYER = re.compile(r"blk\.([0-9]+)\.(.*)")
@@ -108,6 +110,7 @@ def collect(
         try:
             for chunk in chunks:
                 batcher.free(0)
+                collector.begin_chunk()
                 batcher.step([Feed(sequence=0, tokens=chunk, want="all")])
                 if progress:
                     progress(len(chunk))
@@ -165,6 +168,11 @@ class _Collector:
         self._sums: dict[str, Matrix] = {}
         self._squares: dict[str, Matrix] = {}
         self._counts: dict[str, npt.NDArray[np.int64]] = {}
+        self._begun: set[str] = set()
+
+    def begin_chunk(self) -> None:
+        """The next row of each weight is that of a first token."""
+        self._begun.clear()
 
     def wants(self, weight: str) -> bool:
         return weight in self._names
@@ -184,12 +192,17 @@ class _Collector:
             return
         rows = observation.rows
         product = rows.T @ rows
+        n_rows = len(rows)
+        if name not in self._begun:
+            self._begun.add(name)
+            product += (FIRST_TOKEN_WEIGHT - 1) * np.outer(rows[0], rows[0])
+            n_rows += FIRST_TOKEN_WEIGHT - 1
         if name in self._sums:
             self._sums[name] += product
         else:
             self._sums[name] = product
             self._counts[name] = np.zeros(1, dtype=np.int64)
-        self._counts[name] += len(rows)
+        self._counts[name] += n_rows
 
     def _add_squares(self, observation: Observation) -> None:
         name = observation.weight
