@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgellm import api
-from edgellm.api import reference, verification
+from edgellm.api import receipts, reference
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Artifact
 from edgellm.checkpoint import open_checkpoint
@@ -93,11 +93,11 @@ def test_bounds_are_the_lower_of_target_and_type_unless_asked() -> None:
 
     laptop = targets.load("x86-avx2")
     assert laptop.quality is not None
-    check = verification.Check(target=laptop)
+    check = receipts.Check(target=laptop)
     assert check.bounds("Q2_K") == (laptop.quality.max_kl, laptop.quality.min_top1_agreement)
     assert check.bounds("F32") == (0.01, laptop.quality.min_top1_agreement)
-    assert verification.Check(target=laptop, max_kl=3.0, min_top1=0.1).bounds("Q2_K") == (3.0, 0.1)
-    assert verification.Check().bounds("F32") == (0.01, 0.0)
+    assert receipts.Check(target=laptop, max_kl=3.0, min_top1=0.1).bounds("Q2_K") == (3.0, 0.1)
+    assert receipts.Check().bounds("F32") == (0.01, 0.0)
 
 
 def test_a_result_below_the_targets_bound_is_kept_as_rejected(tiny: Path, tmp_path: Path) -> None:

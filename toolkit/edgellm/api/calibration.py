@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgellm.api.receipts import Progress
 from edgellm.api.unquantized import Unquantized
-from edgellm.api.verification import Progress
 from edgellm.convert import imatrix
 from edgellm.convert.imatrix import ImportanceMatrix
 from edgellm.convert.imatrix_file import read_imatrix

@@ -12,15 +12,15 @@ from typing import Literal, NamedTuple, TypedDict, Unpack
 
 from edgellm import artifact, machine, staging, targets
 from edgellm.api import calibration, launch, models
+from edgellm.api.receipts import Check, Engine, Progress, make_receipt, rejected
 from edgellm.api.unquantized import Unquantized
-from edgellm.api.verification import Check, Engine, Progress, make_receipt, why_rejected
 from edgellm.artifact import Artifact, Manifest, Receipt, Recipe
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert import chat_templates, lora, mixture, pipeline, writer
 from edgellm.convert import recipe as recipes
 from edgellm.convert.imatrix import ImportanceMatrix
 from edgellm.convert.source import Source
-from edgellm.errors import OutputExistsError, QualityError
+from edgellm.errors import OutputExistsError
 from edgellm.formats.records import replace
 from edgellm.runtime.chat import check_template
 from edgellm.targets import Target
@@ -119,6 +119,7 @@ def convert(
     output: str | Path | None = None,
     verify: Verify = "none",
     max_kl: float | None = None,
+    min_cosine: float | None = None,
     engine: Engine = "auto",
     jobs: int | None = None,
     force: bool = False,
@@ -133,6 +134,7 @@ def convert(
         verify: compare with the source on a text afterwards: quick (1,024 tokens) or full (at most 32,768).
         max_kl: fail when the mean KL divergence is larger, in nats per token; by default a bound per type that only a
             broken conversion exceeds, or the target's bound where that is lower.
+        min_cosine: of a model that gives embeddings: fail when the cosine of an embedding with the source's is less.
         engine: what computes the reference: transformers where it is installed (auto), or the unquantized gguf.
         jobs: worker threads; by default all usable cores.
         force: replace an artifact of that name; it stays until the new one is complete.
@@ -147,6 +149,14 @@ def convert(
     """
     plan = plan_conversion(model, target=target, output=output, **choices)
     final = plan.output
+    check = Check(
+        "full" if verify == "full" else "quick",
+        max_kl,
+        min_cosine=min_cosine,
+        engine=engine,
+        target=plan.target,
+    )
+    check.check_kind(is_encoder=plan.source.shape.is_encoder)
     staging.check_output_free(final, force=force)
     _check_source_outside(plan.source.checkpoint, final)
     writer.check_free_space(final.parent, plan.needed_bytes)
@@ -166,7 +176,6 @@ def convert(
             progress=_counting(progress, source.shape.n_params), note=note, importance=importance,
         )  # fmt: skip
         if verify != "none":
-            check = Check(verify, max_kl, engine=engine, target=plan.target)
             manifest = _held_to(check, manifest, unquantized, folder, final, progress)
         artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
     return artifact.open_directory(final)
@@ -264,16 +273,13 @@ def _staged(folder: Path, manifest: artifact.Manifest) -> Artifact:
 
 
 def _keep_rejected(folder: Path, final: Path, receipt: Receipt) -> None:
-    rejected = final.with_name(f"{final.name}.rejected")
+    place = final.with_name(f"{final.name}.rejected")
     try:
-        staging.check_output_free(rejected, force=True)
+        staging.check_output_free(place, force=True)
     except OutputExistsError:
-        kept = f"not kept, since {rejected.name} exists and is not an artifact"
+        kept = f"not kept, since {place.name} exists and is not an artifact"
     else:
-        shutil.rmtree(rejected, ignore_errors=True)
-        folder.replace(rejected)
-        kept = f"kept as {rejected.name}"
-    raise QualityError(
-        f"{final}: {why_rejected(receipt)}; {kept}",
-        hint="choose a type with more bits, or allow more with --max-kl",
-    )
+        shutil.rmtree(place, ignore_errors=True)
+        folder.replace(place)
+        kept = f"kept as {place.name}"
+    raise rejected(receipt, str(final), kept=f"; {kept}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgellm import cost
-from edgellm.api import conversion, models, profiling, verification
+from edgellm.api import conversion, models, profiling, receipts
 from edgellm.artifact import Artifact
 from edgellm.errors import OutputExistsError
 from edgellm.formats.records import Record
@@ -49,7 +49,7 @@ def prepare(directory: Path) -> None:
     (directory / MARKER).touch()
 
 
-def convert_and_verify(directory: Path, target: str, progress: verification.Progress) -> Artifact:
+def convert_and_verify(directory: Path, target: str, progress: receipts.Progress) -> Artifact:
     """The embedded model for a target, compared with its source."""
     return conversion.convert(
         MODEL,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from edgellm import machine, outside, resources
 from edgellm.api.unquantized import Unquantized
 from edgellm.checkpoint import Checkpoint
 from edgellm.errors import BackendError, EdgeLLMError
+from edgellm.native.llama_embeddings import unit_rows
 from edgellm.process.conversation import Conversation
-from edgellm.protocols import Feed, FloatArray, Sampled
+from edgellm.protocols import Feed, FloatArray, Pooling, Sampled
 from edgellm.units import format_bytes
 
 PYTHON_VARIABLE = "EDGELLM_EXPORT_PYTHON"
@@ -66,17 +67,17 @@ def why_not(reference: Unquantized) -> str | None:
     return None
 
 
-class TransformersReference:
-    """A model computed by transformers in float32, in a child process; only what a comparison needs.
+class _Child:
+    """A model loaded by transformers in float32, in a child process.
 
     Attributes:
-        vocab_size: logits per position.  engine: what computes, in words.
+        n_vocab: tokens it knows.  n_columns: numbers in a row.  engine: what computes, in words.
 
     Raises:
         EdgeLLMError: the child cannot load the model; its own last words are in the message.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, add_bos: bool, bos_id: int | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, wanted: Literal["logits", "states"]) -> None:
         python = find_python().python
         if python is None:
             raise BackendError("transformers is not installed")
@@ -84,14 +85,41 @@ class TransformersReference:
         class_name = checkpoint.config["architectures"][0]
         quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
         argv = [str(python), "-P", str(program), str(checkpoint.path.resolve()), class_name]
-        self._child = Conversation([*argv, str(machine.usable_cores())], env={**os.environ, **quiet})
+        argv += [str(machine.usable_cores()), wanted]
+        self._conversation = Conversation(argv, env={**os.environ, **quiet})
         try:
-            hello = json.loads(self._child.ask(b"", _HELLO_BYTES, timeout_s=_LOAD_S))
+            hello = json.loads(self._conversation.ask(b"", _HELLO_BYTES, timeout_s=_LOAD_S))
         except BaseException:
-            self._child.close()
+            self.close()
             raise
-        self.vocab_size = int(hello["n_vocab"])
+        self.n_vocab, self.n_columns = int(hello["n_vocab"]), int(hello["n_columns"])
         self.engine = f"transformers {hello['transformers']}, torch {hello['torch']}, float32"
+
+    def rows(self, ids: Sequence[int], n_last: int) -> FloatArray:
+        """(n_last, n_columns) rows of the last positions."""
+        question = json.dumps({"ids": list(ids), "n_last": n_last}).encode()
+        answer = self._conversation.ask(question, 4 * n_last * self.n_columns, timeout_s=_ANSWER_S)
+        found: FloatArray = np.frombuffer(answer, dtype="<f4").reshape(n_last, self.n_columns)
+        return found
+
+    def close(self) -> None:
+        """End it; safe to call twice."""
+        self._conversation.close()
+
+
+class TransformersReference:
+    """A model that generates text, computed by transformers; only what a comparison needs.
+
+    Attributes:
+        vocab_size: logits per position.  engine: what computes, in words.
+
+    Raises:
+        EdgeLLMError: transformers cannot load it.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, add_bos: bool, bos_id: int | None) -> None:
+        self._child = _Child(checkpoint, "logits")
+        self.vocab_size, self.engine = self._child.n_vocab, self._child.engine
         self.add_bos, self.bos_id = add_bos, bos_id
 
     def open(self, *, n_sequences: int, context: int) -> TransformersReference:
@@ -112,26 +140,58 @@ class TransformersReference:
         self._ids += feed.tokens
         if feed.want != "all":
             return [Sampled(tokens=[])]
-        n_rows = len(feed.tokens)
-        question = json.dumps({"ids": self._ids, "n_last": n_rows}).encode()
-        answer = self._child.ask(question, 4 * n_rows * self.vocab_size, timeout_s=_ANSWER_S)
-        logits: FloatArray = np.frombuffer(answer, dtype="<f4").reshape(n_rows, self.vocab_size)
-        return [Sampled(tokens=[], logits=logits)]
+        return [Sampled(tokens=[], logits=self._child.rows(self._ids, len(feed.tokens)))]
 
     def close(self) -> None:
         """End the child; safe to call twice."""
         self._child.close()
 
 
-def open_transformers(
-    reference: Unquantized, *, add_bos: bool, bos_id: int | None
-) -> tuple[TransformersReference | None, str]:
-    """The reference by transformers, or None and the reason."""
+class TransformersEmbedder:
+    """A model that gives embeddings, computed by transformers; an Embedder.
+
+    The states come from transformers, below any head; the pooling is done here.
+
+    Attributes:
+        engine: what computes, in words.
+
+    Raises:
+        EdgeLLMError: transformers cannot load it.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, context: int, pooling: Pooling) -> None:
+        self._child = _Child(checkpoint, "states")
+        self.vocab_size, self.embedding_size = self._child.n_vocab, self._child.n_columns
+        self.engine = self._child.engine
+        self.context, self.pooling = context, pooling
+
+    def embed(self, tokens: Sequence[int], *, normalize: bool = False) -> FloatArray:
+        """(n_rows, embedding_size) rows: one for each token, or one for the text."""
+        rows = pool(self._child.rows(tokens, len(tokens)), self.pooling)
+        return unit_rows(rows) if normalize else rows
+
+    def close(self) -> None:
+        """End the child; safe to call twice."""
+        self._child.close()
+
+
+def pool(states: FloatArray, pooling: Pooling) -> FloatArray:
+    """(n_tokens, n_columns) states as they are, or pooled into one row."""
+    if pooling == "mean":
+        mean: FloatArray = states.mean(axis=0, keepdims=True)
+        return mean
+    return states[{"none": slice(None), "cls": slice(1), "last": slice(-1, None)}[pooling]]
+
+
+C = TypeVar("C", TransformersReference, TransformersEmbedder)
+
+
+def open_transformers(reference: Unquantized, make: Callable[[Checkpoint], C]) -> tuple[C | None, str]:
+    """The reference by transformers as `make` opens it, or None and the reason."""
     reason = why_not(reference)
     if reason:
         return None, reason
     try:
-        found = TransformersReference(reference.source.checkpoint, add_bos=add_bos, bos_id=bos_id)
+        return make(reference.source.checkpoint), ""
     except EdgeLLMError as err:
         return None, f"transformers cannot load it: {err.message[:200]}"
-    return found, ""

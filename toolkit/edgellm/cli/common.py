@@ -58,6 +58,14 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+min_cosine_option = click.option(
+    "--min-cosine",
+    type=FiniteRange(-1, 1),
+    metavar="COSINE",
+    help="Of a model that gives embeddings: fail if the cosine of one with the original is less than this.",
+)
+
+
 def printable(text: str) -> str:
     """Text in which control characters of foreign names are written out: they must not move the cursor or add lines."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -12,6 +12,7 @@ from edgellm.cli.common import (
     context_option,
     engine_option,
     json_option,
+    min_cosine_option,
     print_json,
     progress_bars,
     show,
@@ -91,6 +92,7 @@ from edgellm.cli.common import (
     metavar="NATS",
     help="Fail if it is further from the source than this.",
 )
+@min_cosine_option
 @engine_option
 @click.option("--jobs", type=click.IntRange(1, 256), help="Worker threads; by default all cores.")
 @click.option("--dry-run", is_flag=True, help="Print the recipe, its reasons and sizes; write nothing.")
@@ -104,6 +106,7 @@ def command(
     output: Path | None,
     verify: str,
     max_kl: float | None,
+    min_cosine: float | None,
     engine: str,
     jobs: int | None,
     dry_run: bool,
@@ -130,8 +133,8 @@ def command(
         return
     with progress_bars() as progress:
         artifact = api.convert(
-            model, target=target, output=output, verify=verify, max_kl=max_kl, engine=engine, jobs=jobs,  # type: ignore[arg-type]
-            force=force, progress=progress, **choices,
+            model, target=target, output=output, verify=verify, max_kl=max_kl, min_cosine=min_cosine,  # type: ignore[arg-type]
+            engine=engine, jobs=jobs, force=force, progress=progress, **choices,  # type: ignore[arg-type]
         )  # fmt: skip
     if as_json:
         print_json(artifact)

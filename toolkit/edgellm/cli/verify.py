@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import FiniteRange, engine_option, json_option, print_json, progress_bars, show
+from edgellm.cli.common import (
+    FiniteRange,
+    engine_option,
+    json_option,
+    min_cosine_option,
+    print_json,
+    progress_bars,
+    show,
+)
 
 
 @click.command("verify")
@@ -24,6 +32,7 @@ from edgellm.cli.common import FiniteRange, engine_option, json_option, print_js
     metavar="NATS",
     help="Fail if it is further from the reference than this.",
 )
+@min_cosine_option
 @engine_option
 @json_option
 def command(
@@ -32,6 +41,7 @@ def command(
     text: Path | None,
     full: bool,
     max_kl: float | None,
+    min_cosine: float | None,
     engine: str,
     as_json: bool,
 ) -> None:
@@ -49,6 +59,7 @@ def command(
             text=text,
             mode="full" if full else "quick",
             max_kl=max_kl,
+            min_cosine=min_cosine,
             engine=engine,  # type: ignore[arg-type]
             progress=progress,
         )

@@ -22,6 +22,12 @@ def artifact_lines(artifact: Artifact) -> list[str]:
 
 def receipt_line(receipt: Receipt) -> str:
     """The figures of a receipt in one line."""
+    if receipt.kind == "embedding":
+        return (
+            f"{receipt.verdict}: cosine with the embeddings of {receipt.reference} {receipt.cosine_min:.6f} or more, "
+            f"{receipt.cosine_mean:.6f} on average (over {receipt.n_texts} texts of {receipt.n_tokens} tokens together; "
+            f"at least {receipt.min_cosine:g} is asked for; reference by {receipt.reference_engine})"
+        )
     return (
         f"{receipt.verdict}: KL {receipt.kl_mean:.4f} +- {receipt.kl_mean_error:.4f} nats/token from {receipt.reference}, "
         f"same top token {receipt.top1_agreement:.1%} +- {receipt.top1_agreement_error:.1%}, "

@@ -19,7 +19,7 @@ from edgellm.protocols import AskedPooling, FloatArray, Observer, Pooling
 
 # enum llama_pooling_type of llama.h; -1 leaves it to the file's header.
 _NUMBERS: dict[AskedPooling, int] = {"model": -1, "none": 0, "mean": 1, "cls": 2, "last": 3}
-_NAMES: dict[int, Pooling] = {0: "none", 1: "mean", 2: "cls", 3: "last"}
+POOLING_NAMES: dict[int, Pooling] = {0: "none", 1: "mean", 2: "cls", 3: "last"}
 
 
 class LlamaEmbedder:
@@ -63,10 +63,10 @@ class LlamaEmbedder:
             self.close()
             raise UnsupportedError("this model generates text; embeddings need an encoder such as BERT")
         number = lib.llama_pooling_type(self._ctx)
-        if number not in _NAMES:
+        if number not in POOLING_NAMES:
             self.close()
             raise UnsupportedError("this model ranks texts instead of embedding them")
-        self.pooling = _NAMES[number]
+        self.pooling = POOLING_NAMES[number]
 
     def embed(self, tokens: Sequence[int], *, normalize: bool = False) -> FloatArray:
         """(n_rows, embedding_size) rows: one for each token, or one for the text.
@@ -85,10 +85,7 @@ class LlamaEmbedder:
         rows = self._run(self._checked(tokens))
         if not np.isfinite(rows).all():
             raise BackendError("the model gives embeddings that are not finite: it is broken")
-        if normalize:
-            lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-            rows = (rows / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
-        return rows
+        return unit_rows(rows) if normalize else rows
 
     def _checked(self, tokens: Sequence[int]) -> Sequence[int]:
         if not tokens:
@@ -133,6 +130,12 @@ class LlamaEmbedder:
     def __del__(self) -> None:
         if getattr(self, "_ctx", None):
             self.close()
+
+
+def unit_rows(rows: FloatArray) -> FloatArray:
+    """Every row scaled to length 1; a row of zeros stays."""
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return (rows / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 
 
 def _parameters(lib: Any, options: LlamaOptions, context: int, pooling: AskedPooling) -> Any:
