@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -125,15 +125,22 @@ def convert(
     progress: writer.Progress | None = None,
     note: str | None = None,
     importance: ImportanceMatrix | None = None,
+    parents: Sequence[futures.Future[Parent]] | None = None,
 ) -> Manifest:
-    """Write model.gguf and what belongs to it into `into` and return the manifest that describes them."""
+    """Write model.gguf and what belongs to it into `into` and return the manifest that describes them.
+
+    Args:
+        parents: hashes of what is read, where `hashing` was begun before.
+    """
     checkpoint = source.checkpoint
     if not checkpoint.has_weights:
         raise EdgeLLMError(
             f"{checkpoint.name}: planned from headers only, so there is nothing to convert yet"
         )
-    with _hashing() as submit, _one_line_io_errors(into):
-        parents = [submit(path, checkpoint.name_of(path)) for path in checkpoint.files]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_one_line_io_errors(into))
+        if parents is None:
+            parents = stack.enter_context(hashing(checkpoint))
         written = write_model(
             into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress, importance=importance
         )
@@ -227,12 +234,12 @@ def manifest_of_gguf(checkpoint: Checkpoint) -> Manifest:
 
 
 @contextlib.contextmanager
-def _hashing() -> Iterator[Callable[[Path, str], futures.Future[Parent]]]:
-    """Hash parents beside the conversion; when that fails or is interrupted, stop at once."""
+def hashing(checkpoint: Checkpoint) -> Iterator[list[futures.Future[Parent]]]:
+    """Hash what is read beside the conversion; when that fails or is interrupted, stop at once."""
     stop = threading.Event()
     pool = futures.ThreadPoolExecutor(1)
     try:
-        yield lambda path, name: pool.submit(_parent, path, name, stop)
+        yield [pool.submit(_parent, path, checkpoint.name_of(path), stop) for path in checkpoint.files]
     except BaseException:
         stop.set()
         raise
