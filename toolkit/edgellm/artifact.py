@@ -45,7 +45,7 @@ class Recipe(Record):
     Attributes:
         quant: the name asked for or chosen, for example `Q4_K_M`.
         tensor_types: GGUF tensor name -> ggml type.
-        kv_type, context: used when it is run, unless the caller says otherwise.
+        kv_type, context: used when it is run, unless the caller says otherwise; an encoder keeps no KV cache (None).
         threads, offload: what the target has; a run uses what the machine it runs on has.
         steps: what will be done, in order.
         imatrix: the importance matrix that weighs rounding errors.
@@ -55,7 +55,7 @@ class Recipe(Record):
     format: Literal["gguf", "onnx"]
     quant: str
     tensor_types: dict[str, str]
-    kv_type: str
+    kv_type: str | None
     context: int
     threads: int | None
     offload: str

@@ -13,6 +13,7 @@ from edgellm.artifact import Artifact
 from edgellm.checkpoint import Checkpoint, open_checkpoint
 from edgellm.errors import ArtifactError, MissingInputError, SpecError, UnsupportedError
 from edgellm.formats import gguf, gguf_vocab
+from edgellm.formats.gguf_model import ENCODERS
 from edgellm.native.llama import LlamaModel, LlamaOptions
 from edgellm.runtime.model import Model
 
@@ -145,9 +146,11 @@ def load(
 
     Raises:
         MissingInputError, BadInputError, ArtifactError: nothing there, or not a sound model.
+        UnsupportedError: it gives embeddings.
         BackendError: the native library is absent or refuses the model.
     """
     opened = open_artifact(path)
+    check_generates(opened)
     options = options_for(
         opened, threads=threads, kv_type=kv_type, flash_attention=flash_attention, gpu_layers=gpu_layers
     )
@@ -164,6 +167,19 @@ def load(
     except BaseException:
         backend.close()
         raise
+
+
+def check_generates(opened: Artifact) -> None:
+    """Refuse an encoder where text is to be generated.
+
+    Raises:
+        UnsupportedError: it gives embeddings.
+    """
+    if opened.manifest.architecture in ENCODERS:
+        raise UnsupportedError(
+            f"{opened.path}: an embedding model ({opened.manifest.architecture}): it generates no text",
+            hint=f"choose a model that does; edgellm verify {opened.path} --reference MODEL checks its embeddings",
+        )
 
 
 def options_for(
@@ -183,7 +199,7 @@ def options_for(
     try:
         return LlamaOptions(
             n_threads=threads if threads is not None else machine.default_threads(),
-            kv_type=(kv_type or (recipe.kv_type if recipe else "F16")).upper(),
+            kv_type=(kv_type or (recipe.kv_type if recipe else None) or "F16").upper(),
             flash_attention=flash_attention,
             gpu_layers=gpu_layers,
         )

@@ -42,9 +42,11 @@ def profile(
         progress: called with what is being measured.
 
     Raises:
-        SpecError: an unknown workload.  ResourceError: a busy machine, with `strict`.  NativeCrash: a child died.
+        SpecError: an unknown workload.  UnsupportedError: it gives embeddings.  ResourceError: a busy machine, with `strict`.
+        NativeCrash: a child died.
     """
     opened = models.open_artifact(model)
+    models.check_generates(opened)
     options = models.options_for(opened, threads=threads, gpu_layers=gpu_layers)
     chosen = [workload.load(name) for name in workloads]
     if reps is not None:

@@ -69,8 +69,9 @@ def choose(
 
 def said(memory: Memory) -> str:
     """The sum in words."""
+    cache = f"{format_bytes(memory.kv)} of KV cache + " if memory.kv else ""
     return (
-        f"{format_bytes(memory.weights)} of weights + {format_bytes(memory.kv)} of KV cache + "
+        f"{format_bytes(memory.weights)} of weights + {cache}"
         f"{format_bytes(memory.compute)} of buffers + {format_bytes(memory.program)} for the program = "
         f"{format_bytes(memory.total)}"
     )
