@@ -99,6 +99,26 @@ def test_sliding_layers_keep_only_their_window() -> None:
     assert smollm2(window=512).kv_bytes(4096) == smollm2().kv_bytes(4096)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "feed_forward", "gated", "context", "mib"),
+    [
+        (384, 1536, False, 64, 0.67), (384, 1536, False, 256, 2.75), (384, 1536, False, 512, 5.76),
+        (1024, 4096, False, 512, 14.51), (768, 3072, True, 64, 2.82), (768, 3072, True, 2048, 98.03),
+        (768, 512, False, 256, 4.25), (768, 512, True, 2048, 53.03),
+    ],
+)  # fmt: skip
+def test_compute_bytes_of_encoders_are_those_llama_cpp_reports(
+    hidden: int, feed_forward: int, gated: bool, context: int, mib: float
+) -> None:
+    """MiniLM, BERT large and Nomic BERT, and two with narrow feed-forward layers; llama.cpp's "compute buffer size"."""
+    tensors: dict[str, Shape] = {"blk.0.ffn_down.weight": (hidden, feed_forward)}
+    tensors |= {"blk.0.ffn_gate.weight": (feed_forward, hidden)} if gated else {}
+    tensors |= {} if gated else {"position_embd.weight": (512, hidden)}
+    shape = smollm2(architecture="bert", tensors=tensors, embedding_size=hidden, is_encoder=True)
+    assert shape.compute_bytes(context) == pytest.approx(mib * 1024**2, rel=0.01)
+    assert shape.kv_bytes(context) == 0
+
+
 def test_a_tied_head_is_read_whole_at_every_step() -> None:
     shape = smollm2()
     types = all_in(shape, "F16")

@@ -111,9 +111,20 @@ class ModelShape(Record):
         and two hidden states, or a feed-forward layer (three arrays per expert used) with four hidden states and the
         attention mask. Equal to what llama.cpp reports for llama, qwen2 and mixture shapes from 0.1 to 70 billion
         weights.
+
+        An encoder sees the whole context at once, so n_ubatch is the context: a feed-forward layer (three arrays where
+        it is gated, else one) with three hidden states, or the attention, and the mask. Equal to what llama.cpp reports
+        for MiniLM, BERT base and large, and Nomic BERT.
         """
         widths = [shape[-1] for name, shape in self.tensors.items() if "ffn_down" in name and len(shape) > 1]
         hidden = max(widths, default=0) * max(1, self.n_experts_used)
+        if self.is_encoder:
+            arrays = 3 if any("ffn_gate" in name for name in self.tensors) else 1
+            halves = (
+                11 if "position_embd.weight" in self.tensors else 15
+            )  # rotated queries and keys are copies
+            widest = max(arrays * hidden + 3 * self.embedding_size, halves * self.embedding_size // 2)
+            return 4 * context * (widest + context // 2)
         head = self.vocab_size + 2 * self.embedding_size
         layer = 3 * hidden + 4 * self.embedding_size + context // 2
         return 4 * n_ubatch * max(head, layer)
