@@ -31,7 +31,9 @@ def collect(
     chosen = imatrix.read_calibration(text) if text else imatrix.bundled_calibration()
     model = unquantized.open()
     ids = model.tokenize(chosen.text, add_special=True, parse_special=False)
-    total = min(len(ids) // imatrix.CHUNK_TOKENS, imatrix.MAX_CHUNKS) * imatrix.CHUNK_TOKENS
+    is_encoder = unquantized.source.shape.is_encoder
+    length = imatrix.chunk_tokens(model.context_train, is_encoder=is_encoder)
+    total = min(len(ids) // length, imatrix.MAX_CHUNKS) * length
     done = 0
 
     def run(n_tokens: int) -> None:
@@ -46,5 +48,6 @@ def collect(
         chosen,
         model=unquantized.source.checkpoint.name,
         model_sha256=unquantized.weights_sha256(),
+        is_encoder=is_encoder,
         progress=run,
     )

@@ -7,9 +7,10 @@ there, only weights of layers are looked at unless the head is asked for. Files 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,7 @@ def collect(
     model_sha256: str | None = None,
     max_chunks: int = MAX_CHUNKS,
     with_head: bool = False,
+    is_encoder: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> ImportanceMatrix:
     """Run a model over a text and sum what its weights see.
@@ -115,6 +117,7 @@ def collect(
         ids: token ids of the text, special tokens added: `backend.tokenize(text, add_special=True, parse_special=False)`.
         calibration: the text they come from.
         model, model_sha256: for the provenance.
+        is_encoder: the model gives embeddings; its chunks are no longer than what it was trained for.
         with_head: also look at the head, as `llama-imatrix --process-output`; a tied head is token_embd.weight.
         progress: called with the number of tokens just run.
 
@@ -124,34 +127,53 @@ def collect(
     """
     if not backend.capabilities.observer:
         raise UnsupportedError("this backend does not show what weights are multiplied with")
-    n_chunks = min(len(ids) // CHUNK_TOKENS, max_chunks)
+    length = chunk_tokens(backend.context_train, is_encoder=is_encoder)
+    n_chunks = min(len(ids) // length, max_chunks)
     if n_chunks < 1:
         raise BadInputError(
-            f"{calibration.name}: {len(ids)} tokens are too few for an importance matrix, at least {CHUNK_TOKENS} are needed"
+            f"{calibration.name}: {len(ids)} tokens are too few for an importance matrix, at least {length} are needed"
         )
     collector = _Collector(with_head=with_head)
-    batcher = backend.open(n_sequences=1, context=CHUNK_TOKENS, observer=collector)
-    try:
+    with _opened(backend, collector, length, is_encoder=is_encoder) as run_chunk:
         for i in range(n_chunks):
-            chunk = list(ids[i * CHUNK_TOKENS : (i + 1) * CHUNK_TOKENS])
+            chunk = list(ids[i * length : (i + 1) * length])
             if backend.add_bos and backend.bos_id is not None:
                 chunk[0] = backend.bos_id
-            _run_chunk(batcher, chunk, max(1, MAX_LOGITS // backend.vocab_size))
+            run_chunk(chunk)
             if progress:
-                progress(CHUNK_TOKENS)
-    finally:
-        batcher.close()
+                progress(length)
     info = backend.info
     provenance = Provenance(
         text=calibration.name,
         text_sha256=calibration.sha256,
-        n_tokens=n_chunks * CHUNK_TOKENS,
-        chunk_tokens=CHUNK_TOKENS,
+        n_tokens=n_chunks * length,
+        chunk_tokens=length,
         model=model,
         model_sha256=model_sha256,
         engine=f"{info.engine} {info.engine_version}",
     )
     return ImportanceMatrix(collector.result(), provenance)
+
+
+def chunk_tokens(context_train: int, *, is_encoder: bool) -> int:
+    """Tokens run at once from an empty cache."""
+    return min(CHUNK_TOKENS, context_train) if is_encoder else CHUNK_TOKENS
+
+
+@contextlib.contextmanager
+def _opened(
+    backend: Backend, collector: _Collector, context: int, *, is_encoder: bool
+) -> Iterator[Callable[[list[int]], object]]:
+    """What runs a chunk through the model, while the collector looks on."""
+    if is_encoder:
+        embedder = backend.open_embedder(context=context, pooling="none", observer=collector)
+        with contextlib.closing(embedder):
+            yield embedder.embed
+        return
+    batcher = backend.open(n_sequences=1, context=context, observer=collector)
+    at_once = max(1, MAX_LOGITS // backend.vocab_size)
+    with contextlib.closing(batcher):
+        yield lambda chunk: _run_chunk(batcher, chunk, at_once)
 
 
 def _run_chunk(batcher: Batcher, chunk: list[int], at_once: int) -> None:
