@@ -137,6 +137,15 @@ def test_importance_moves_the_error_to_columns_that_matter_less(name: str) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_columns_that_are_never_used_may_weigh_nothing(name: str) -> None:
+    rows = normal_rows(4)
+    importance = np.where(np.arange(N_COLUMNS) < 256, np.float32(0), np.float32(3))
+    for weights in (importance, np.zeros(N_COLUMNS, dtype=np.float32)):
+        read = decoded(rounding.encode_plain(rows, name, weights), name)
+        assert np.square(rows - read).sum() < 0.2 * np.square(rows).sum()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_compensation_lessens_the_output_error(name: str) -> None:
     rows, h = normal_rows(), second_moment()
     plain = output_error(rows, name, rounding.encode_plain(rows, name), h)

@@ -168,9 +168,12 @@ def _round_block(
 
 
 def _relative(importance: Floats) -> Floats:
-    """Scaled to a largest value of 1: only ratios matter, and sums of squares stay in range."""
-    peak = importance.max()
-    return (importance / peak if peak > 0 else np.ones_like(importance)).astype(np.float32)
+    """Scaled to a largest value of 1 and none of 0: only ratios matter, and no block may weigh nothing."""
+    peak = float(importance.max())
+    if not peak > 0:
+        return np.ones(importance.shape, dtype=np.float32)
+    relative: Floats = np.maximum(importance / np.float32(peak), np.float32(1e-10)).astype(np.float32)
+    return relative
 
 
 def _check_range(kind: Format, rows: Floats) -> None:

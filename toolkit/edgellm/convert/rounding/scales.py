@@ -16,6 +16,8 @@ from edgellm.convert.rounding.blocks import NL_LEVELS, Scales
 from edgellm.native.ggml import Floats
 
 MAX_HALF = 65504.0
+TINY = 1e-30
+N_REFINED = 2  # rounds more, from the codes that the best pair so far gives
 Half = npt.NDArray[np.float16]
 
 
@@ -29,6 +31,8 @@ class Format:
         levels: True where codes are the uneven levels of IQ4.
         has_offset: value = scale * code + offset.
         sub_low, sub_high: range of stored sub-block scales; both 0 where a block has one scale.
+        trials: codes that a block's largest weight is tried at (with an offset: its largest distance from the
+            smallest); beyond the range it is clipped.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Format:
     high: int
     block: int
     sub_block: int
+    trials: tuple[float, ...]
     levels: bool = False
     has_offset: bool = False
     sub_low: int = 0
@@ -77,21 +82,30 @@ def inverse_of(scale: Floats) -> Floats:
         return np.where(scale == 0, np.float32(0), np.float32(1) / scale)
 
 
+def _both_ways(low: int, high: int, *beyond: float) -> tuple[float, ...]:
+    return (*(low - step for step in beyond), *(high + step for step in beyond))
+
+
+_COARSE = (-0.6, -0.2, 0.2, 0.6, 1.0, 1.6, 2.2)
+_FINE = (-0.6, -0.1, 0.4, 0.9, 1.5)
+_LEVELS = (-145, -136, -127, -118, -109, -100, 96, 104, 113, 122, 131)
+_OFFSET_4 = (14.1, 14.5, 14.85, 15.2, 15.6, 16.0)
+_OFFSET_5 = (30.1, 30.6, 31.1, 31.6, 32.2)
 FORMATS = {
     kind.name: kind
     for kind in (
-        Format("Q4_0", -8, 7, 32, 32),
-        Format("Q4_1", 0, 15, 32, 32, has_offset=True),
-        Format("Q5_0", -16, 15, 32, 32),
-        Format("Q5_1", 0, 31, 32, 32, has_offset=True),
-        Format("Q8_0", -127, 127, 32, 32),
-        Format("IQ4_NL", -127, 113, 32, 32, levels=True),
-        Format("IQ4_XS", -127, 113, 256, 32, levels=True, sub_low=-32, sub_high=31),
-        Format("Q2_K", 0, 3, 256, 16, has_offset=True, sub_high=15),
-        Format("Q3_K", -4, 3, 256, 16, sub_low=-32, sub_high=31),
-        Format("Q4_K", 0, 15, 256, 32, has_offset=True, sub_high=63),
-        Format("Q5_K", 0, 31, 256, 32, has_offset=True, sub_high=63),
-        Format("Q6_K", -32, 31, 256, 16, sub_low=-128, sub_high=127),
+        Format("Q4_0", -8, 7, 32, 32, _both_ways(-8, 7, *_COARSE)),
+        Format("Q4_1", 0, 15, 32, 32, _OFFSET_4, has_offset=True),
+        Format("Q5_0", -16, 15, 32, 32, _both_ways(-16, 15, *_FINE)),
+        Format("Q5_1", 0, 31, 32, 32, _OFFSET_5, has_offset=True),
+        Format("Q8_0", -127, 127, 32, 32, (-127.6, -127.2, -126.7, -126.2, -125.6)),
+        Format("IQ4_NL", -127, 113, 32, 32, _LEVELS, levels=True),
+        Format("IQ4_XS", -127, 113, 256, 32, _LEVELS, levels=True, sub_low=-32, sub_high=31),
+        Format("Q2_K", 0, 3, 256, 16, (2.3, 2.6, 2.85, 3.1, 3.35, 3.6), has_offset=True, sub_high=15),
+        Format("Q3_K", -4, 3, 256, 16, _both_ways(-4, 3, *_COARSE[:6]), sub_low=-32, sub_high=31),
+        Format("Q4_K", 0, 15, 256, 32, _OFFSET_4, has_offset=True, sub_high=63),
+        Format("Q5_K", 0, 31, 256, 32, _OFFSET_5, has_offset=True, sub_high=63),
+        Format("Q6_K", -32, 31, 256, 16, _both_ways(-32, 31, *_FINE), sub_low=-128, sub_high=127),
     )
 }
 
@@ -99,36 +113,26 @@ _HALVES = np.arange(-256, 258) / 2
 _NEAREST_LEVEL = NL_LEVELS[np.abs(_HALVES[:, None] + 0.25 - NL_LEVELS).argmin(axis=1)].astype(np.float32)
 
 
-def _trials(kind: Format) -> list[float]:
-    """The codes that a block's largest weight may get; beyond the range it is clipped."""
-    if kind.levels:
-        return [-145, -136, -127, -118, -109, -100, 96, 104, 113, 122, 131]
-    low, high = kind.low, kind.high
-    if high > 100:
-        return [-127.6, -127.2, -126.7, -126.2, -125.6]
-    spread = (-0.6, -0.2, 0.2, 0.6, 1.0, 1.6, 2.2) if high < 8 else (-0.6, -0.1, 0.4, 0.9, 1.5)
-    if high < 4:
-        spread = (-0.7, -0.4, -0.1, 0.2, 0.5, 0.9, 1.3)
-    return [low - s for s in spread] + [high + s for s in spread]
-
-
 def best_scale(kind: Format, x: Floats, importance: Floats) -> Floats:
     """(n,) scales for x (sub_block, n) without offset; 0 where a block is all zero."""
     n = x.shape[1]
-    peak = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
+    peak = _at_least(np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0])
     best = np.zeros(n, dtype=np.float32)
     best_gain = np.full(n, -1, dtype=np.float32)
     weighted = x * importance
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        for trial in _trials(kind):
-            q = kind.round(x * (np.float32(trial) / peak))
-            scale, gain = _least_squares(q, weighted, importance)
-            better = gain > best_gain
-            best = np.where(better, scale, best)
-            best_gain = np.where(better, gain, best_gain)
-        q = kind.nearest(x, best, None)
+    for trial in kind.trials:
+        q = kind.round(x * (np.float32(trial) / peak))
         scale, gain = _least_squares(q, weighted, importance)
+        better = gain > best_gain
+        best = np.where(better, scale, best)
+        best_gain = np.where(better, gain, best_gain)
+    scale, gain = _least_squares(kind.nearest(x, best, None), weighted, importance)
     return np.where(gain >= best_gain, scale, best)
+
+
+def _at_least(values: Floats) -> Floats:
+    """Values that one can divide by: those next to 0 become 1, and what they divide is rounded to 0."""
+    return np.where(np.abs(values) < TINY, np.float32(1), values)
 
 
 def _least_squares(q: Floats, weighted: Floats, importance: Floats) -> tuple[Floats, Floats]:
@@ -157,18 +161,11 @@ def best_pair(kind: Format, x: Floats, importance: Floats, *, below_zero: bool) 
     if below_zero:
         offset = np.minimum(offset, 0)
     best_gain = offset * (2 * sum_x - offset * sum_w)
-    top = kind.high
-    spread = (-0.9, -0.5, -0.15, 0.2, 0.6, 1.0) if top < 20 else (-0.9, -0.4, 0.1, 0.6, 1.2)
-    if top < 8:
-        spread = (-0.7, -0.4, -0.15, 0.1, 0.35, 0.6)
+    reach = _at_least(high - low)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        for trial in spread:
-            q = kind.round(shifted * (np.float32(top + trial) / (high - low)))
-            scale, offset, best_gain = _better_pair(
-                q, weighted, importance, sum_w, sum_x, below_zero, scale, offset, best_gain
-            )
-        for _ in range(2):
-            q = kind.nearest(x, scale, offset)
+        for trial in (*kind.trials, *[None] * N_REFINED):
+            near = shifted * (np.float32(trial) / reach) if trial else None
+            q = kind.nearest(x, scale, offset) if near is None else kind.round(near)
             scale, offset, best_gain = _better_pair(
                 q, weighted, importance, sum_w, sum_x, below_zero, scale, offset, best_gain
             )
@@ -216,22 +213,19 @@ def _fit_single(kind: Format, x: Floats, importance: Floats) -> Scales:
 
 
 def _fit_affine(kind: Format, x: Floats, importance: Floats) -> Scales:
-    scale, _ = best_pair(kind, x, importance, below_zero=False)
+    scale, offset = best_pair(kind, x, importance, below_zero=False)
     d = _to_half(scale)
     wide = d.astype(np.float32)
-    _, offset = best_pair_offset(kind, x, importance, wide, _)
-    m = _to_half(offset)
+    m = _to_half(_best_offset(kind, x, importance, wide, offset))
     return Scales(wide[None], m.astype(np.float32)[None], d, m)
 
 
-def best_pair_offset(
-    kind: Format, x: Floats, importance: Floats, scale: Floats, offset: Floats
-) -> tuple[Floats, Floats]:
-    """The best offset for a given scale."""
-    q = kind.nearest(x, scale, offset)
-    rest = x - q * scale
+def _best_offset(kind: Format, x: Floats, importance: Floats, scale: Floats, offset: Floats) -> Floats:
+    """The best offset for a given scale and the codes that an offset near it gives."""
+    rest = x - kind.nearest(x, scale, offset) * scale
     rest *= importance
-    return scale, rest.sum(axis=0) / np.broadcast_to(importance, x.shape).sum(axis=0)
+    best: Floats = rest.sum(axis=0) / np.broadcast_to(importance, x.shape).sum(axis=0)
+    return best
 
 
 def _sub_blocks(kind: Format, x: Floats, importance: Floats) -> tuple[Floats, Floats]:
@@ -263,11 +257,11 @@ def _fit_pairs(kind: Format, x: Floats, importance: Floats) -> Scales:
     side, weights = _sub_blocks(kind, x, importance)
     scale, offset = best_pair(kind, side, weights, below_zero=True)
     d, sub_d = _shared(scale.reshape(-1, n), kind.sub_high)
-    effective = d.astype(np.float32) * sub_d
-    _, offset = best_pair_offset(kind, side, weights, effective.reshape(-1).astype(np.float32), offset)
+    effective = (d.astype(np.float32) * sub_d).astype(np.float32)
+    offset = _best_offset(kind, side, weights, effective.reshape(-1), offset)
     m, sub_m = _shared(np.maximum(-offset, 0).reshape(-1, n), kind.sub_high)
     low = -(m.astype(np.float32) * sub_m)
-    return Scales(effective.astype(np.float32), low.astype(np.float32), d, m, sub_d, sub_m)
+    return Scales(effective, low.astype(np.float32), d, m, sub_d, sub_m)
 
 
 def _shared(values: Floats, top: int) -> tuple[Half, npt.NDArray[np.int16]]:
