@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,3 +170,39 @@ def test_an_adapter_as_a_file_of_its_own(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="Q4_0"):
         api.convert_adapter(wide, adapter, output=out, type_name="Q4_0", force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "adapter"]
+
+
+def test_a_budget_gives_a_mix_that_says_how_it_was_chosen(wide: Path, tmp_path: Path) -> None:
+    made = api.convert(wide, max_bytes=700_000, output=tmp_path / "out", verify="quick", engine="gguf")
+    manifest = made.manifest
+    assert manifest.quant.startswith("MIX_")
+    assert manifest.file_bytes <= 700_000
+    assert manifest.recipe is not None
+    assert manifest.recipe.tensor_types == types(tmp_path / "out")
+    assert manifest.importance is not None
+    assert manifest.importance.text == "edgellm's calibration text"
+    assert made.receipt is not None
+    assert made.receipt.verdict == "pass"
+    api.verify(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_budget_without_text(wide: Path, tmp_path: Path) -> None:
+    made = api.convert(wide, bpw=5.0, imatrix="none", output=tmp_path / "out", target="rpi5")
+    assert made.manifest.importance is None
+    assert 4.0 < made.manifest.bpw <= 5.0
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"max_bytes": 1000}, "budget"),
+        ({"max_bytes": 700_000, "quant": "Q4_0"}, "--quant"),
+        ({"max_bytes": 700_000, "bpw": 4.0}, "--bpw"),
+        ({"bpw": 4.0, "tensor_types": ["ffn=Q8_0"]}, "--tensor-type"),
+    ],
+)
+def test_budgets_that_cannot_be(wide: Path, tmp_path: Path, choices: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        api.convert(wide, output=tmp_path / "out", target="rpi5", **choices)
+    assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 from edgellm.api.receipts import Progress
 from edgellm.api.unquantized import Unquantized
 from edgellm.convert import imatrix
-from edgellm.convert.imatrix import ImportanceMatrix
+from edgellm.convert.imatrix import Calibration, ImportanceMatrix
 from edgellm.convert.imatrix_file import read_imatrix
 
 
@@ -20,6 +20,15 @@ def read_importance(asked: str | Path) -> ImportanceMatrix | None:
     return None if asked in ("auto", "none") else read_imatrix(Path(asked))
 
 
+def read_text(path: Path | None) -> Calibration:
+    """A text of the user's, or the one that edgellm ships.
+
+    Raises:
+        MissingInputError, BadInputError: no such text.
+    """
+    return imatrix.read_calibration(path) if path else imatrix.bundled_calibration()
+
+
 def collect(
     unquantized: Unquantized, text: Path | None, progress: Progress | None = None
 ) -> ImportanceMatrix:
@@ -28,7 +37,7 @@ def collect(
     Raises:
         MissingInputError, BadInputError: no such text, or too little of it.
     """
-    chosen = imatrix.read_calibration(text) if text else imatrix.bundled_calibration()
+    chosen = read_text(text)
     model = unquantized.open()
     ids = model.tokenize(chosen.text, add_special=True, parse_special=False)
     is_encoder = unquantized.source.shape.is_encoder

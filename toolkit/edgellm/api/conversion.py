@@ -12,11 +12,12 @@ from typing import Literal, NamedTuple, TypedDict, Unpack
 
 from edgellm import artifact, machine, staging, targets
 from edgellm.api import calibration, launch, models
+from edgellm.api.mixing import search_mix
 from edgellm.api.receipts import Check, Engine, Progress, make_receipt, rejected
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Artifact, Manifest, Receipt, Recipe
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert import chat_templates, lora, mixture, pipeline, writer
+from edgellm.convert import chat_templates, lora, mixture, pipeline, search, writer
 from edgellm.convert import recipe as recipes
 from edgellm.convert.imatrix import ImportanceMatrix
 from edgellm.convert.source import Source
@@ -39,6 +40,7 @@ class Choices(TypedDict, total=False):
         calibration: text to collect on; by default one that edgellm ships.
         tensor_types: PATTERN=TYPE, as llama-quantize's --tensor-type.
         output_tensor_type, token_embedding_type: type of the head and of the embedding.
+        max_bytes, bpw: a budget for a mix of our own, measured tensor by tensor: bytes of the file, or bits per weight.
         lora: directory of a PEFT adapter that is merged while converting.
         chat_template: a name or a file; by default the model's own, else what evidence says.
     """
@@ -51,6 +53,8 @@ class Choices(TypedDict, total=False):
     tensor_types: Sequence[str]
     output_tensor_type: str | None
     token_embedding_type: str | None
+    max_bytes: int | None
+    bpw: float | None
     lora: Path | None
     chat_template: str | None
 
@@ -160,25 +164,46 @@ def convert(
     staging.check_output_free(final, force=force)
     _check_source_outside(plan.source.checkpoint, final)
     writer.check_free_space(final.parent, plan.needed_bytes)
-    template = choices.get("chat_template")
-    source, note = pipeline.add_vocabulary(
-        _with_weights(plan, progress), launch.TOKENIZERS, chat_template=template
-    )
-    source = _with_template_checked(source)
     with ExitStack() as stack:
+        source = _with_weights(plan, progress)
+        parents = stack.enter_context(pipeline.hashing(source.checkpoint))
+        source, note = pipeline.add_vocabulary(
+            source, launch.TOKENIZERS, chat_template=choices.get("chat_template")
+        )
+        source = _with_template_checked(source)
         unquantized = stack.enter_context(Unquantized(source))
-        importance = plan.importance
-        if plan.recipe.imatrix == "collected":
-            importance = calibration.collect(unquantized, choices.get("calibration"), progress)
+        recipe, encoding = _measured(plan, unquantized, choices, stack, progress)
         folder = stack.enter_context(staging.staged_directory(final, force=force))
         manifest = pipeline.convert(
-            source, plan.target, plan.recipe, folder, n_workers=jobs or machine.usable_cores(), argv=list(sys.argv),
-            progress=_counting(progress, source.shape.n_params), note=note, importance=importance,
+            source, plan.target, recipe, folder, n_workers=jobs or machine.usable_cores(), argv=list(sys.argv),
+            progress=_counting(progress, source.shape.n_params), note=note, encoding=encoding, parents=parents,
         )  # fmt: skip
         if verify != "none":
             manifest = _held_to(check, manifest, unquantized, folder, final, progress)
         artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
     return artifact.open_directory(final)
+
+
+def _measured(
+    plan: Plan, unquantized: Unquantized, choices: Choices, stack: ExitStack, progress: Progress | None
+) -> tuple[Recipe, pipeline.Encoding]:
+    """What the plan leaves to be measured on the unquantized model: an importance matrix, or a whole mix."""
+    max_bytes, bpw = choices.get("max_bytes"), choices.get("bpw")
+    text = choices.get("calibration")
+    if max_bytes is None and bpw is None:
+        importance = plan.importance
+        if plan.recipe.imatrix == "collected":
+            importance = calibration.collect(unquantized, text, progress)
+        provenance = importance.provenance if importance else None
+        return plan.recipe, pipeline.Encoding(importance, provenance=provenance)
+    mix, provenance = search_mix(
+        unquantized, plan.recipe, max_bytes=max_bytes, bpw=bpw, text=text,
+        without_text=choices.get("imatrix") == "none", stack=stack, progress=progress,
+    )  # fmt: skip
+    recipe = recipes.with_mix(plan.recipe, unquantized.source, plan.target, mix.allocation)
+    return recipe, pipeline.Encoding(
+        encode=mix.encode, slab_weights=search.SLAB_WEIGHTS, provenance=provenance
+    )
 
 
 def _held_to(
@@ -226,6 +251,8 @@ def _options(choices: Choices, importance: ImportanceMatrix | None) -> recipes.C
         imatrix="file" if importance else "none" if asked == "none" else "auto",
         importance_of=frozenset(importance.entries) if importance else frozenset(),
         overrides=overrides,
+        max_bytes=choices.get("max_bytes"),
+        bpw=choices.get("bpw"),
     )
 
 

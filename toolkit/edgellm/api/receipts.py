@@ -54,7 +54,7 @@ class Check:
 
     def bounds(self, quant: str) -> tuple[float, float]:
         """The largest KL divergence and the smallest top-1 agreement that pass."""
-        by_type = quality.MAX_KL.get(quant, max(quality.MAX_KL.values()))
+        by_type = quality.max_kl(quant)
         asked = self.target.quality if self.target else None
         max_kl = min(by_type, asked.max_kl) if asked else by_type
         min_top1 = asked.min_top1_agreement if asked else 0.0

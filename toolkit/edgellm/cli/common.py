@@ -47,6 +47,29 @@ engine_option = click.option(
 )
 
 
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of bytes as people write it: 500M, 1.5GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The bytes.
+
+        Raises:
+            click.BadParameter: not a size, or none at all.
+        """
+        from edgellm.errors import SpecError
+        from edgellm.units import parse_bytes
+
+        try:
+            n_bytes = value if isinstance(value, int) else parse_bytes(value)
+        except SpecError as err:
+            self.fail(f"{err.message}; {err.hint}", param, ctx)
+        if not 0 < n_bytes < 1 << 50:
+            self.fail(f"{value} is no size of a file", param, ctx)
+        return n_bytes
+
+
 class FiniteRange(click.FloatRange):
     """A float with bounds; NaN, which is within all of click's bounds, is within none."""
 

@@ -9,6 +9,7 @@ import click
 
 from edgellm.cli.common import (
     FiniteRange,
+    Size,
     context_option,
     engine_option,
     json_option,
@@ -44,6 +45,14 @@ from edgellm.cli.common import (
     help="Type of the KV cache at run time, for example F16 or Q8_0.",
 )
 @click.option(
+    "--max-bytes",
+    type=Size(),
+    metavar="SIZE",
+    help="A mix of our own in a file of at most this size, for example 100M: types chosen by measuring, rounding "
+    "compensated.",
+)
+@click.option("--bpw", type=FiniteRange(0.5, 32), metavar="BITS", help="The same, as bits per weight.")
+@click.option(
     "--imatrix",
     default="auto",
     show_default=True,
@@ -53,7 +62,7 @@ from edgellm.cli.common import (
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Text to collect the importance matrix on; by default one that edgellm ships.",
+    help="Text to measure on: an importance matrix, or a mix of our own; by default one that edgellm ships.",
 )
 @click.option(
     "--tensor-type",

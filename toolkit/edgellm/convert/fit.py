@@ -67,6 +67,20 @@ def choose(
     )
 
 
+def check(target: Target, memory: Memory, what: str) -> None:
+    """Refuse what the target cannot hold.
+
+    Raises:
+        DoesNotFitError: all numbers are in the message.
+    """
+    if memory.total > target.usable_ram_bytes:
+        raise DoesNotFitError(
+            f"{what} does not fit {target.id}: {said(memory)}, it has {format_bytes(target.ram_bytes)}, "
+            f"of which {format_bytes(target.usable_ram_bytes)} can be used",
+            hint="a smaller budget, a shorter --context or a smaller model",
+        )
+
+
 def said(memory: Memory) -> str:
     """The sum in words."""
     cache = f"{format_bytes(memory.kv)} of KV cache + " if memory.kv else ""

@@ -42,6 +42,8 @@ QUANTS: dict[str, Quant] = {
         ("IQ1_M", 31, "IQ1_M"), ("IQ1_S", 24, "IQ1_S"), ("TQ2_0", 37, "TQ2_0"), ("TQ1_0", 36, "TQ1_0"),
     )
 }  # fmt: skip
+# Name of a mix of our own; its bits per weight follow: MIX_4.83.
+MIX = "MIX"
 TENSOR_TYPES = tuple(
     name
     for name in ggml_types.BY_NAME

@@ -12,9 +12,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 from edgellm import artifact, staging
-from edgellm.artifact import Manifest, Parent, Recipe
+from edgellm.artifact import Manifest, Parent, Provenance, Recipe
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert import architectures, chat_templates, imatrix, mixture, tokenizer, writer
 from edgellm.convert import recipe as recipes
@@ -31,6 +32,7 @@ from edgellm.targets import Target
 
 QUANTIZATION_VERSION = 2
 IMATRIX_NAME = "imatrix.gguf"
+MIX_KEY = "edgellm.mix"
 
 
 def read_source(checkpoint: Checkpoint) -> Source:
@@ -93,6 +95,36 @@ def _named(candidate: Candidate) -> str:
     )
 
 
+class Encoding(NamedTuple):
+    """How rows are packed: with an importance matrix, or by an encoder of a mix; and the text it was measured on."""
+
+    importance: ImportanceMatrix | None = None
+    encode: writer.Encode | None = None
+    slab_weights: int | None = None
+    provenance: Provenance | None = None
+
+
+def model_header(source: Source, recipe: Recipe) -> dict[str, HeaderValue]:
+    """The header of the GGUF that the recipe describes.
+
+    A mix of our own bears the file type of the named mix that it has most bytes of, and its own name beside it.
+    """
+    header = {**source.header, "general.quantization_version": HeaderValue("UINT32", QUANTIZATION_VERSION)}
+    if recipe.quant.startswith(mixture.MIX):
+        header[MIX_KEY] = HeaderValue("STRING", recipe.quant)
+    return header | {"general.file_type": HeaderValue("UINT32", _file_type(source, recipe))}
+
+
+def _file_type(source: Source, recipe: Recipe) -> int:
+    if not recipe.quant.startswith(mixture.MIX):
+        return mixture.find(recipe.quant).file_type
+    sizes: dict[str, int] = {}
+    for name, kind in recipe.tensor_types.items():
+        sizes[kind] = sizes.get(kind, 0) + tensor_bytes(source.shape.tensors[name], kind)
+    by_base = {quant.base: quant.file_type for quant in reversed(mixture.QUANTS.values())}
+    return by_base[max((kind for kind in sizes if kind in by_base), key=lambda kind: sizes[kind])]
+
+
 def write_model(
     path: Path,
     source: Source,
@@ -100,18 +132,17 @@ def write_model(
     *,
     n_workers: int,
     progress: writer.Progress | None = None,
-    importance: ImportanceMatrix | None = None,
+    encoding: Encoding | None = None,
 ) -> writer.Written:
     """Write the GGUF that the recipe describes to a new file."""
-    header = {
-        **source.header,
-        "general.file_type": HeaderValue("UINT32", mixture.find(recipe.quant).file_type),
-        "general.quantization_version": HeaderValue("UINT32", QUANTIZATION_VERSION),
-    }
-    encode = imatrix.encoder(importance, source.shape.tensors) if importance else None
+    encoding = encoding or Encoding()
+    encode = encoding.encode
+    if encoding.importance:
+        encode = imatrix.encoder(encoding.importance, source.shape.tensors)
     return writer.write_gguf(
-        path, source, recipe.tensor_types, header, n_workers=n_workers, progress=progress, encode=encode
-    )
+        path, source, recipe.tensor_types, model_header(source, recipe), n_workers=n_workers, progress=progress,
+        encode=encode, slab_weights=encoding.slab_weights,
+    )  # fmt: skip
 
 
 def convert(
@@ -124,7 +155,7 @@ def convert(
     argv: list[str],
     progress: writer.Progress | None = None,
     note: str | None = None,
-    importance: ImportanceMatrix | None = None,
+    encoding: Encoding | None = None,
     parents: Sequence[futures.Future[Parent]] | None = None,
 ) -> Manifest:
     """Write model.gguf and what belongs to it into `into` and return the manifest that describes them.
@@ -133,6 +164,7 @@ def convert(
         parents: hashes of what is read, where `hashing` was begun before.
     """
     checkpoint = source.checkpoint
+    encoding = encoding or Encoding()
     if not checkpoint.has_weights:
         raise EdgeLLMError(
             f"{checkpoint.name}: planned from headers only, so there is nothing to convert yet"
@@ -142,7 +174,7 @@ def convert(
         if parents is None:
             parents = stack.enter_context(hashing(checkpoint))
         written = write_model(
-            into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress, importance=importance
+            into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress, encoding=encoding
         )
         entries = [
             artifact.FileEntry(name="model.gguf", n_bytes=written.file_bytes, sha256=written.sha256),
@@ -153,8 +185,8 @@ def convert(
         elif checkpoint.tokenizer_path:
             shutil.copyfile(checkpoint.tokenizer_path, into / "tokenizer.json")
             entries.append(artifact.entry_for(into / "tokenizer.json"))
-        if importance and recipe.imatrix == "collected":
-            write_imatrix(into / IMATRIX_NAME, importance)
+        if encoding.importance and recipe.imatrix == "collected":
+            write_imatrix(into / IMATRIX_NAME, encoding.importance)
             entries.append(artifact.entry_for(into / IMATRIX_NAME))
         parent_records = [parent.result() for parent in parents]
     return Manifest(
@@ -177,7 +209,7 @@ def convert(
         licence=checkpoint.licence,
         created_at=artifact.now_utc(),
         warnings=conversion_warnings(source, recipe),
-        importance=importance.provenance if importance else None,
+        importance=encoding.provenance,
     )
 
 
@@ -210,14 +242,13 @@ def manifest_of_gguf(checkpoint: Checkpoint) -> Manifest:
     n_params = sum(n_elements(t.shape) for t in source.tensors)
     size = sum(tensor_bytes(t.shape, types[t.name]) for t in source.tensors)
     file_type = file.get("general.file_type", int, None)
-    names = {quant.file_type: quant.name for quant in mixture.QUANTS.values()}
     return Manifest(
         schema=artifact.MANIFEST_SCHEMA,
         model=checkpoint.name,
         revision=None,
         architecture=source.shape.architecture,
         format="gguf",
-        quant=names.get(file_type, f"file type {file_type}") if file_type is not None else "not stated",
+        quant=file.get(MIX_KEY, str, None) or _quant_name(file_type),
         n_params=n_params,
         file_bytes=file.file_bytes,
         bpw=8 * size / n_params if n_params else 0.0,
@@ -231,6 +262,11 @@ def manifest_of_gguf(checkpoint: Checkpoint) -> Manifest:
         licence=checkpoint.licence,
         created_at=None,
     )
+
+
+def _quant_name(file_type: int | None) -> str:
+    names = {quant.file_type: quant.name for quant in mixture.QUANTS.values()}
+    return "not stated" if file_type is None else names.get(file_type, f"file type {file_type}")
 
 
 @contextlib.contextmanager

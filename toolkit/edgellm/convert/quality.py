@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgellm.artifact import GoldenOutput
+from edgellm.convert import fit, mixture
 from edgellm.errors import BadInputError
+from edgellm.formats import ggml_types
 from edgellm.protocols import Backend, Feed, FloatArray, Sampled, SamplingParams
 
 N_CTX = 512
@@ -39,6 +41,15 @@ MAX_KL = {
     "IQ3_M": 1.2, "IQ3_S": 1.4, "IQ3_XS": 1.7, "IQ3_XXS": 2.2, "IQ2_M": 4.0, "IQ2_S": 5.0, "IQ2_XS": 6.0, "IQ2_XXS": 7.0,
     "IQ1_M": 9.0, "IQ1_S": 10.0, "TQ2_0": 10.0, "TQ1_0": 10.0,
 }  # fmt: skip
+
+
+def max_kl(quant: str) -> float:
+    """The bound for a quantization by name; a mix of our own is held to the best named mix with as many bits."""
+    name, _, bpw = quant.partition("_")
+    if name == mixture.MIX:
+        bases = ((named, ggml_types.BY_NAME[mixture.QUANTS[named].base].bpw) for named in fit.LADDER)
+        quant = next((named for named, base_bpw in bases if base_bpw <= float(bpw)), fit.LADDER[-1])
+    return MAX_KL.get(quant, max(MAX_KL.values()))
 
 
 @dataclasses.dataclass(frozen=True)

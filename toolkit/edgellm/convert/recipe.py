@@ -9,13 +9,14 @@ from typing import Literal, NamedTuple
 
 from edgellm.artifact import Reason, Recipe
 from edgellm.convert import fit, kernels, mixture
+from edgellm.convert.allocate import Allocation
 from edgellm.convert.source import Source
-from edgellm.errors import SpecError
-from edgellm.formats import ggml_types
+from edgellm.errors import SpecError, UnsupportedError
+from edgellm.formats import ggml_types, records
 from edgellm.formats.records import Record
 from edgellm.native.llama_options import KV_TYPES
 from edgellm.registry import unknown
-from edgellm.shape import tensor_bytes
+from edgellm.shape import Memory, tensor_bytes
 from edgellm.targets import Target
 from edgellm.units import format_bytes, format_count
 
@@ -29,6 +30,7 @@ class ConvertOptions(Record):
         imatrix: auto (collected where a type cannot be made without), none, or file.
         importance_of: tensors that the file has.
         overrides: types of single tensors.
+        max_bytes, bpw: a budget for a mix of our own: bytes of the file, or bits per weight.
     """
 
     quant: str = "auto"
@@ -37,6 +39,8 @@ class ConvertOptions(Record):
     imatrix: Literal["auto", "none", "file"] = "auto"
     importance_of: frozenset[str] = frozenset()
     overrides: mixture.Overrides = mixture.Overrides()
+    max_bytes: int | None = None
+    bpw: float | None = None
 
 
 def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Recipe:
@@ -46,7 +50,8 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
         SpecError: an unknown quantization or option.
         DoesNotFitError: the target's memory cannot hold the model.
     """
-    reasons: list[Reason] = []
+    if options.max_bytes is not None or options.bpw is not None:
+        return _budgeted(target, source, options)
     wanted, why_quant = _quant(target, source, options)
     context, why_context = _context(target, source, options)
     kv_type, why_kv_type = _kv_type(target, source, options)
@@ -80,11 +85,7 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
     types = mix.types
     reasons += [
         Reason(choice="kernels", because=kernels.said_of(target, _bytes_by_type(source, types))),
-        Reason(
-            choice="fits",
-            because=f"{fit.said(choice.memory)}; {target.id} has {format_bytes(target.ram_bytes)}, of which "
-            f"{format_bytes(target.usable_ram_bytes)} can be used",
-        ),
+        _fits(target, choice.memory),
     ]
     return Recipe(
         format="gguf",
@@ -98,6 +99,94 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
         reasons=reasons,
         predicted_memory_bytes=choice.memory._asdict(),
         imatrix=mix.imatrix,
+    )
+
+
+def _budgeted(target: Target, source: Source, options: ConvertOptions) -> Recipe:
+    """The recipe of a mix whose types are measured while converting; until then those of the best named mix below."""
+    _check_budget(options)
+    shape = source.shape
+    n_bytes = options.max_bytes or int((options.bpw or 0) * shape.n_params / 8)
+    context, why_context = _context(target, source, options)
+    kv_type, why_kv_type = _kv_type(target, source, options)
+    if kv_type is None:
+        raise UnsupportedError(
+            f"{source.checkpoint.name} gives embeddings: a mix of our own is measured on what a model generates",
+            hint="choose a type with --quant",
+        )
+    mixes = _Mixes(source, ConvertOptions(imatrix="none"))
+    below = (name for name in fit.LADDER if shape.weight_bytes(mixes.of(name).types) <= n_bytes)
+    types = mixes.of(next(below, fit.LADDER[-1])).types
+    memory = shape.memory(types, context, kv_type)._replace(weights=n_bytes)
+    fit.check(target, memory, f"a mix of {format_bytes(n_bytes)} at {context} tokens")
+    asked = f"{options.bpw:g} bits per weight" if options.bpw else format_bytes(n_bytes)
+    how = {
+        "auto": "measured on a calibration text",
+        "none": "measured on tokens drawn from the vocabulary: no text is used",
+    }
+    reasons = [
+        Reason(choice=f"a mix of our own in {asked}", because="asked for"),
+        Reason(choice="types", because=f"{how[options.imatrix]}, tensor by tensor, while converting"),
+        Reason(choice="rounding", because="each column's error is made good in the columns after it"),
+        Reason(choice=f"context {context}", because=why_context),
+        Reason(choice=f"kv_type {kv_type}", because=why_kv_type),
+        _fits(target, memory),
+    ]
+    return Recipe(
+        format="gguf",
+        quant=mixture.MIX,
+        tensor_types=types,
+        kv_type=kv_type,
+        context=context,
+        threads=target.defaults.threads,
+        offload=target.defaults.offload,
+        steps=[
+            *_steps(source, types)[:-1],
+            f"measure, choose and write types in at most {format_bytes(n_bytes)}",
+        ],
+        reasons=reasons,
+        predicted_memory_bytes=memory._asdict(),
+    )
+
+
+def _check_budget(options: ConvertOptions) -> None:
+    asked = {
+        "--quant": options.quant != "auto",
+        "--tensor-type": bool(options.overrides.patterns),
+        "--output-tensor-type": options.overrides.output is not None,
+        "--token-embedding-type": options.overrides.token_embedding is not None,
+        "--imatrix FILE": options.imatrix == "file",
+        "--bpw": options.max_bytes is not None and options.bpw is not None,
+    }
+    other = next((name for name, is_asked in asked.items() if is_asked), None)
+    if other:
+        raise SpecError(
+            f"{other} together with a budget: a mix of our own chooses every type by measuring",
+            hint=f"leave out {other}, or the budget; --calibration FILE gives the text to measure on",
+        )
+
+
+def with_mix(recipe: Recipe, source: Source, target: Target, allocation: Allocation) -> Recipe:
+    """The recipe of a budget with the types that were chosen, and why."""
+    types = {**source.base_types(), **allocation.types}
+    memory = source.shape.memory(types, recipe.context, recipe.kv_type or "F16")
+    kept = [reason for reason in recipe.reasons if reason.choice != "fits"]
+    said = Reason(choice="kernels", because=kernels.said_of(target, _bytes_by_type(source, types)))
+    return records.replace(
+        recipe,
+        quant=f"{mixture.MIX}_{8 * source.shape.weight_bytes(types) / source.shape.n_params:.2f}",
+        tensor_types=types,
+        steps=[*recipe.steps[:-1], _steps(source, types)[-1]],
+        reasons=[*kept, *allocation.reasons, said, _fits(target, memory)],
+        predicted_memory_bytes=memory._asdict(),
+    )
+
+
+def _fits(target: Target, memory: Memory) -> Reason:
+    return Reason(
+        choice="fits",
+        because=f"{fit.said(memory)}; {target.id} has {format_bytes(target.ram_bytes)}, of which "
+        f"{format_bytes(target.usable_ram_bytes)} can be used",
     )
 
 

@@ -1,0 +1,69 @@
+"""Measuring a mix of our own: which file is run, on which text, and where the scratch lies."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from edgellm import machine, resources, staging
+from edgellm.api import models
+from edgellm.api.calibration import read_text
+from edgellm.api.receipts import Progress
+from edgellm.api.unquantized import Unquantized
+from edgellm.artifact import Provenance, Recipe
+from edgellm.checkpoint import open_checkpoint
+from edgellm.convert import allocate, hessian, pipeline, search, writer
+from edgellm.native.llama import LlamaModel, LlamaOptions
+
+
+def search_mix(
+    unquantized: Unquantized,
+    recipe: Recipe,
+    *,
+    max_bytes: int | None,
+    bpw: float | None,
+    text: Path | None,
+    without_text: bool,
+    stack: ExitStack,
+    progress: Progress | None = None,
+) -> tuple[search.Mix, Provenance | None]:
+    """Choose types within a budget and make the encoder that rounds into them; and where the text comes from.
+
+    Args:
+        recipe: for the header of the file to come.
+        max_bytes, bpw: the budget: bytes of the file, or bits per weight with the header on top.
+        text: what to measure on, by default the bundled one; `without_text` takes tokens drawn from the vocabulary.
+        stack: keeps the scratch that the encoder needs until it is closed.
+
+    Raises:
+        SpecError: the budget is below the smallest file.  BadInputError: too little text.
+        UnsupportedError: the source is quantized, or gives embeddings.
+    """
+    folder = stack.enter_context(staging.scratch_directory(resources.cache_directory(), "mix"))
+    source = unquantized.source
+    header = pipeline.model_header(source, recipe)
+    header_bytes = writer.header_bytes(source, recipe.tensor_types, header, folder)
+    n_bytes = max_bytes or allocate.max_file_bytes(source.shape, header_bytes=header_bytes, bpw=bpw or 0.0)
+    reference = unquantized.path()
+    ids, provenance = None, None
+    if not without_text:
+        model, calibration = unquantized.open(), read_text(text)
+        ids = model.tokenize(calibration.text, add_special=False, parse_special=False)
+        provenance = Provenance(
+            text=calibration.name,
+            text_sha256=calibration.sha256,
+            n_tokens=sum(map(len, hessian.text_chunks(model, ids))),
+            chunk_tokens=hessian.N_CTX,
+            model=source.checkpoint.name,
+            model_sha256=unquantized.weights_sha256(),
+            engine=f"{model.info.engine} {model.info.engine_version}",
+        )
+
+    def load(path: Path) -> LlamaModel:
+        return models.open_backend(path, LlamaOptions(n_threads=machine.default_threads()))
+
+    mix = search.search(
+        reference, pipeline.read_source(open_checkpoint(reference)), load, folder, max_bytes=n_bytes,
+        header_bytes=header_bytes, text_ids=ids, progress=progress,
+    )  # fmt: skip
+    return mix, provenance
