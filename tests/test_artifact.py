@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm import artifact
-from edgellm.artifact import FileEntry, Manifest, check_file_name, open_directory, verify_hashes
+from edgellm.artifact import (
+    FileEntry,
+    Manifest,
+    Parent,
+    Receipt,
+    check_file_name,
+    open_directory,
+    verify_hashes,
+)
 from edgellm.errors import ArtifactError, BadInputError, MissingInputError
 from edgellm.formats.records import from_json, to_json
 from tests.samples import make_manifest
@@ -144,6 +154,65 @@ def test_names_that_are_refused(name: str) -> None:
         check_file_name(name)
     with pytest.raises(ValueError, match="not a plain file name"):
         FileEntry(name=name, n_bytes=0, sha256="0" * 64)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "1_Pooling/config.json", "a/b/c", "..a", "model v1: final.gguf"]
+)
+def test_a_parent_may_lie_in_a_folder(name: str) -> None:
+    assert Parent(name=name, n_bytes=0, sha256="0" * 64).name == name
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a/../b", "a//b", "a/", "./a", "x" * 1025])
+def test_a_parent_outside_its_directory(name: str) -> None:
+    with pytest.raises(ValueError, match="not a name inside a directory"):
+        Parent(name=name, n_bytes=0, sha256="0" * 64)
+
+
+OF_TEXT = {
+    "kl_mean": 0.1, "kl_mean_error": 0.01, "kl_p99": 1.0, "top1_agreement": 0.9, "top1_agreement_error": 0.1,
+    "perplexity_ratio": 1.0, "perplexity_ratio_error": 0.1, "golden": [], "max_kl": 1.0,
+}  # fmt: skip
+OF_EMBEDDINGS = {
+    "kind": "embedding", "n_texts": 3, "cosine_mean": 0.9, "cosine_min": 0.8, "min_cosine": 0.7, "golden_embeddings": [],
+}  # fmt: skip
+
+
+def receipt(figures: dict[str, Any]) -> Receipt:
+    fields = {
+        "schema": artifact.RECEIPT_SCHEMA, "reference": "m (F32)", "reference_engine": "e", "reference_sha256": "0" * 64,
+        "text_name": "t", "text_sha256": "0" * 64, "n_tokens": 5, "verdict": "pass",
+    }  # fmt: skip
+    return from_json(Receipt, json.dumps({**fields, **figures}).encode(), "receipt.json")
+
+
+def test_a_receipt_has_the_figures_of_its_kind_and_no_others() -> None:
+    old = receipt(OF_TEXT)  # before there were kinds
+    assert (old.kind, old.cosine_min) == ("generation", None)
+    of_embeddings = receipt(OF_EMBEDDINGS)
+    assert of_embeddings.kl_mean is of_embeddings.golden is None
+    for record in (old, of_embeddings):
+        assert from_json(Receipt, to_json(record), "receipt.json") == record
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        *[({k: v for k, v in OF_TEXT.items() if k != name}, f"{name} is absent") for name in OF_TEXT],
+        *[
+            ({k: v for k, v in OF_EMBEDDINGS.items() if k != name}, f"{name} is absent")
+            for name in OF_EMBEDDINGS
+            if name != "kind"
+        ],
+        ({**OF_TEXT, "cosine_min": 0.5}, "cosine_min is there"),
+        ({**OF_EMBEDDINGS, "kl_mean": 0.0}, "kl_mean is there"),
+        ({**OF_EMBEDDINGS, "min_top1_agreement": 0.0}, "min_top1_agreement is there"),
+        ({**OF_EMBEDDINGS, "kind": "ranking"}, "kind"),
+    ],
+)
+def test_a_receipt_with_other_figures(figures: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInputError, match=said):
+        receipt(figures)
 
 
 @given(st.text(max_size=300))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm.api import models
+from edgellm.api import launch, models
 from edgellm.checkpoint import open_checkpoint
 from edgellm.convert import imatrix, mixture, pipeline, writer
 from edgellm.convert.imatrix import Calibration, ImportanceMatrix
@@ -17,7 +17,7 @@ from edgellm.convert.imatrix_file import read_imatrix, write_imatrix
 from edgellm.native.llama import LlamaOptions
 from tests.convert.conftest import OfType
 from tests.convert.test_against_llama_cpp import tensor_differences
-from tests.support import oracle, tiny_gguf
+from tests.support import oracle, tiny_bert, tiny_gguf
 
 N_EXPERTS = 4
 TEXT = (Path(imatrix.__file__).parent / "check_text.txt").read_text(encoding="utf-8")
@@ -44,13 +44,20 @@ def experts_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def collected(path: Path, n_characters: int, *, with_head: bool = False) -> ImportanceMatrix:
+def collected(
+    path: Path, n_characters: int, *, with_head: bool = False, is_encoder: bool = False
+) -> ImportanceMatrix:
     model = models.open_backend(path, LlamaOptions(n_threads=1))
     text = TEXT[:n_characters]
     ids = model.tokenize(text, add_special=True, parse_special=False)
     try:
         return imatrix.collect(
-            model, ids, Calibration("text.txt", text), model=path.stem, with_head=with_head
+            model,
+            ids,
+            Calibration("text.txt", text),
+            model=path.stem,
+            with_head=with_head,
+            is_encoder=is_encoder,
         )
     finally:
         model.close()
@@ -90,6 +97,15 @@ def test_a_mixture_of_experts_gives_the_matrix_of_llama_imatrix(experts_path: Pa
     assert routed.shape == (N_EXPERTS,)
     assert len(set(routed)) > 1, "the text sends as much to each expert: this test could not tell them apart"
     assert routed.sum() == 2 * ours.entries["blk.1.attn_q.weight"].counts[0]
+
+
+def test_an_encoder_gives_the_matrix_of_llama_imatrix(tmp_path: Path) -> None:
+    directory = tiny_bert.write_readable_bert(tmp_path / "encoder", context=512)
+    source, _ = pipeline.add_vocabulary(pipeline.read_source(open_checkpoint(directory)), launch.TOKENIZERS)
+    path = tmp_path / "encoder.gguf"
+    writer.write_gguf(path, source, source.base_types(), source.header, n_workers=1)
+    theirs = read_imatrix(by_llama_imatrix(path, tmp_path, 3500, "-ub", "512"))
+    assert_same_matrix(collected(path, 3500, is_encoder=True), theirs)
 
 
 @pytest.fixture(scope="module")

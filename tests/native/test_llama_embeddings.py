@@ -10,7 +10,7 @@ import pytest
 
 from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
 from edgellm.native.llama import LlamaModel, LlamaOptions
-from edgellm.protocols import AskedPooling
+from edgellm.protocols import AskedPooling, Observation
 from tests.support import tiny_models
 from tests.support.families.row import with_header
 from tests.support.tiny_bert import CONTEXT, VOCAB_SIZE, WIDTH, random_tensors, write_tiny_bert
@@ -126,3 +126,34 @@ def test_a_model_that_gives_no_numbers_is_broken(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="not finite"):
         model.open_embedder(context=CONTEXT).embed(IDS)
     model.close()
+
+
+class Watcher:
+    """Keeps how many rows each weight met; may fail."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.rows: dict[str, int] = {}
+        self.error = error
+
+    def wants(self, weight: str) -> bool:
+        return weight.startswith("blk.")
+
+    def observe(self, observation: Observation) -> None:
+        if self.error:
+            raise self.error
+        self.rows[observation.weight] = self.rows.get(observation.weight, 0) + len(observation.rows)
+
+
+def test_an_observer_sees_every_token_and_changes_nothing(encoder: LlamaModel) -> None:
+    watcher = Watcher()
+    plain = encoder.open_embedder(context=CONTEXT).embed(IDS)
+    embedder = encoder.open_embedder(context=CONTEXT, observer=watcher)
+    np.testing.assert_array_equal(embedder.embed(IDS), plain)
+    names = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"}
+    assert watcher.rows == {f"blk.{i}.{name}.weight": len(IDS) for i in range(2) for name in names}
+
+
+def test_what_an_observer_raises_is_raised(encoder: LlamaModel) -> None:
+    embedder = encoder.open_embedder(context=CONTEXT, observer=Watcher(KeyError("mine")))
+    with pytest.raises(KeyError, match="mine"):
+        embedder.embed(IDS)

@@ -78,4 +78,5 @@ def without_head(model: Any, missing: list[str]) -> Any:
     return base
 
 
-main()
+if __name__ == "__main__":
+    main()
