@@ -11,6 +11,7 @@ import pytest
 
 from edgellm import api, artifact, machine
 from edgellm.api.conversion import find_target
+from edgellm.artifact import write_record
 from edgellm.convert import pipeline
 from edgellm.errors import (
     ArtifactError,
@@ -23,6 +24,7 @@ from edgellm.errors import (
     SpecError,
 )
 from edgellm.formats.gguf import read_gguf
+from edgellm.formats.records import replace
 from tests.support.tiny_llama import write_tiny_llama
 
 
@@ -226,7 +228,35 @@ def test_an_artifact_can_be_the_source_of_another(tiny: Path, tmp_path: Path) ->
     digests = {entry.name: entry.sha256 for entry in first.manifest.files}
     assert digests["model.gguf"] in {parent.sha256 for parent in second.manifest.parents}
     files = [read_gguf(Path(made.model_path)) for made in (second, straight)]
-    assert files[0].tensors == files[1].tensors
+    tensors = [
+        {
+            t.name: (t.type_name, t.shape, Path(made.model_path).read_bytes()[t.offset :][: t.n_bytes])
+            for t in file.tensors.values()
+        }
+        for file, made in zip(files, (second, straight), strict=True)
+    ]
+    assert tensors[0] == tensors[1]
+
+
+def test_provenance_is_in_the_model_itself_and_checked(tiny: Path, tmp_path: Path) -> None:
+    made = api.convert(tiny, quant="Q8_0", output=tmp_path / "out")
+    header = read_gguf(Path(made.model_path)).metadata
+    hashes = {p.name: p.sha256 for p in made.manifest.parents}
+    assert set(hashes) >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {n: header[f"edgellm.parent.sha256.{n}"].value for n in hashes} == hashes
+    assert api.verify(tmp_path / "out") is None
+    parents = [replace(p, sha256="0" * 64) for p in made.manifest.parents]
+    write_record(tmp_path / "out" / "manifest.json", replace(made.manifest, parents=parents))
+    with pytest.raises(ArtifactError, match=r"sha256 of config\.json"):
+        api.verify(tmp_path / "out")
+    recipe = made.manifest.recipe
+    assert recipe is not None
+    types = {**recipe.tensor_types, "output.weight": "Q4_0"}
+    write_record(
+        tmp_path / "out" / "manifest.json", replace(made.manifest, recipe=replace(recipe, tensor_types=types))
+    )
+    with pytest.raises(ArtifactError, match=r"type of output\.weight is Q4_0, model\.gguf says Q8_0"):
+        api.verify(tmp_path / "out")
     content = [
         Path(made.model_path).read_bytes()[f.data_offset :]
         for made, f in zip((second, straight), files, strict=True)

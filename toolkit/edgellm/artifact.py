@@ -83,10 +83,10 @@ class FileEntry(Record):
 
 
 class Parent(Record):
-    """A file the artifact was made from; its name is relative to the model's directory."""
+    """A file the artifact was made from; its name is relative to the model's directory, its size may not be known."""
 
     name: str
-    n_bytes: int
+    n_bytes: int | None
     sha256: str
 
     def __post_init__(self) -> None:

@@ -1,18 +1,35 @@
-"""Where rooms meet: the functions behind the commands and the library."""
+"""Where rooms meet: the functions behind the commands and the library. Each comes with its module, on first use."""
 
-from edgellm.api.adapters import convert_adapter
-from edgellm.api.conversion import convert, plan_conversion
-from edgellm.api.models import load, open_artifact, resolve
-from edgellm.api.profiling import profile
-from edgellm.api.verification import verify
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "convert": "conversion",
+    "convert_adapter": "adapters",
+    "load": "models",
+    "open_artifact": "models",
+    "plan_conversion": "conversion",
+    "profile": "profiling",
+    "resolve": "models",
+    "verify": "verification",
+}
 
 __all__ = [
-    "convert",
-    "convert_adapter",
-    "load",
-    "open_artifact",
-    "plan_conversion",
-    "profile",
-    "resolve",
-    "verify",
-]
+    "convert", "convert_adapter", "load", "open_artifact", "plan_conversion", "profile", "resolve", "verify"
+]  # fmt: skip
+
+if TYPE_CHECKING:
+    from edgellm.api.adapters import convert_adapter
+    from edgellm.api.conversion import convert, plan_conversion
+    from edgellm.api.models import load, open_artifact, resolve
+    from edgellm.api.profiling import profile
+    from edgellm.api.verification import verify
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(f"edgellm.api.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'edgellm.api' has no attribute {name!r}")

@@ -12,7 +12,8 @@ from edgellm.api.receipts import Progress
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Provenance, Recipe
 from edgellm.checkpoint import open_checkpoint
-from edgellm.convert import allocate, hessian, pipeline, search, writer
+from edgellm.convert import allocate, hessian, mixture, pipeline, search, writer
+from edgellm.formats.records import replace
 from edgellm.native.llama import LlamaModel, LlamaOptions
 
 
@@ -41,7 +42,10 @@ def search_mix(
     """
     folder = stack.enter_context(staging.scratch_directory(resources.cache_directory(), "mix"))
     source = unquantized.source
-    header = pipeline.model_header(source, recipe)
+    # The name of the mix and the hashes of the parents are not known yet; their lengths are.
+    named = replace(recipe, quant=f"{mixture.MIX}_00.00")
+    hashes = {source.checkpoint.name_of(path): "0" * 64 for path in source.checkpoint.files}
+    header = pipeline.model_header(pipeline.with_provenance(source, hashes), named)
     header_bytes = writer.header_bytes(source, recipe.tensor_types, header, folder)
     n_bytes = max_bytes or allocate.max_file_bytes(source.shape, header_bytes=header_bytes, bpw=bpw or 0.0)
     reference = unquantized.path()

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -27,12 +27,14 @@ from edgellm.convert.vocabulary.model_name import model_name
 from edgellm.convert.vocabulary.tokens import Candidate
 from edgellm.errors import BadInputError, EdgeLLMError
 from edgellm.formats import records
+from edgellm.formats.gguf import GGUFFile
 from edgellm.shape import n_elements, tensor_bytes
 from edgellm.targets import Target
 
 QUANTIZATION_VERSION = 2
 IMATRIX_NAME = "imatrix.gguf"
 MIX_KEY = "edgellm.mix"
+PARENT_KEY = "edgellm.parent.sha256."
 
 
 def read_source(checkpoint: Checkpoint) -> Source:
@@ -109,7 +111,8 @@ def model_header(source: Source, recipe: Recipe) -> dict[str, HeaderValue]:
 
     A mix of our own bears the file type of the named mix that it has most bytes of, and its own name beside it.
     """
-    header = {**source.header, "general.quantization_version": HeaderValue("UINT32", QUANTIZATION_VERSION)}
+    header = {key: value for key, value in source.header.items() if key != MIX_KEY}
+    header["general.quantization_version"] = HeaderValue("UINT32", QUANTIZATION_VERSION)
     if recipe.quant.startswith(mixture.MIX):
         header[MIX_KEY] = HeaderValue("STRING", recipe.quant)
     return header | {"general.file_type": HeaderValue("UINT32", _file_type(source, recipe))}
@@ -173,6 +176,8 @@ def convert(
         stack.enter_context(_one_line_io_errors(into))
         if parents is None:
             parents = stack.enter_context(hashing(checkpoint))
+        parent_records = [parent.result() for parent in parents]
+        source = with_provenance(source, {parent.name: parent.sha256 for parent in parent_records})
         written = write_model(
             into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress, encoding=encoding
         )
@@ -188,7 +193,6 @@ def convert(
         if encoding.importance and recipe.imatrix == "collected":
             write_imatrix(into / IMATRIX_NAME, encoding.importance)
             entries.append(artifact.entry_for(into / IMATRIX_NAME))
-        parent_records = [parent.result() for parent in parents]
     return Manifest(
         schema=artifact.MANIFEST_SCHEMA,
         model=checkpoint.name,
@@ -211,6 +215,17 @@ def convert(
         warnings=conversion_warnings(source, recipe),
         importance=encoding.provenance,
     )
+
+
+def with_provenance(source: Source, parents: Mapping[str, str]) -> Source:
+    """The source with the hash of every file it was read from in its header, for a model that leaves its manifest.
+
+    Args:
+        parents: name -> sha256.
+    """
+    hashes = {f"{PARENT_KEY}{name}": HeaderValue("STRING", sha256) for name, sha256 in parents.items()}
+    kept = {key: value for key, value in source.header.items() if not key.startswith(PARENT_KEY)}
+    return dataclasses.replace(source, header=kept | hashes)
 
 
 def conversion_warnings(source: Source, recipe: Recipe) -> list[str]:
@@ -256,12 +271,24 @@ def manifest_of_gguf(checkpoint: Checkpoint) -> Manifest:
         target="not stated",
         recipe=None,
         files=[],
-        parents=[],
+        parents=_embedded_parents(file),
         tool_versions={},
         argv=[],
         licence=checkpoint.licence,
         created_at=None,
     )
+
+
+def _embedded_parents(file: GGUFFile) -> list[Parent]:
+    """What the header says it was made from; sizes are not said there."""
+    parents = []
+    for key, entry in file.metadata.items():
+        if key.startswith(PARENT_KEY) and isinstance(entry.value, str):
+            try:
+                parents.append(Parent(name=key.removeprefix(PARENT_KEY), n_bytes=None, sha256=entry.value))
+            except ValueError as err:
+                raise BadInputError(f"{file.path}: header key {key[:80]!r}: {err}") from err
+    return parents
 
 
 def _quant_name(file_type: int | None) -> str:
