@@ -87,13 +87,16 @@ def main() -> None:
         "--chunks", type=int, default=24, help="quality: chunks of 512 tokens to measure on (default 24)"
     )
     parser.add_argument(
-        "--calibration-chunks", type=int, default=24, help="quality: chunks that our side sees (default 24)"
+        "--calibration-chunks", type=int, default=20, help="quality: chunks that our side sees (default 20)"
+    )
+    parser.add_argument(
+        "--imatrix", type=Path, help="quality: llama-imatrix's file of the text's first half, if it is there"
     )
     options = parser.parse_args()
     if options.what == "quality":
         if options.text is None:
             parser.error("quality needs --text FILE")
-        bench_quality(options.text, options.chunks, options.calibration_chunks)
+        bench_quality(options.text, options.chunks, options.calibration_chunks, options.imatrix)
     for name, bench in BENCHES.items():
         if options.what in (name, "all"):
             bench(options.pairs)

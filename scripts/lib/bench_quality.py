@@ -38,8 +38,12 @@ class _Setting(NamedTuple):
     n_calibration_chunks: int
 
 
-def bench_quality(text: Path, n_chunks: int, n_calibration_chunks: int) -> None:
-    """One row per size, with and without calibration text."""
+def bench_quality(text: Path, n_chunks: int, n_calibration_chunks: int, imatrix: Path | None) -> None:
+    """One row per size, with and without calibration text; llama-imatrix sees all of the first half.
+
+    Args:
+        imatrix: what it made before of the same text, since it takes minutes.
+    """
     source = smollm2.cached_checkpoint(api.resolve("builtin:smollm2").path, USER_CACHE)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -57,11 +61,12 @@ def bench_quality(text: Path, n_chunks: int, n_calibration_chunks: int) -> None:
             folder, folder / "bf16" / "model.gguf", folder / "first.txt", encode(words[:middle]),
             _spread(encode(words[middle:]), n_chunks), n_chunks, n_calibration_chunks,
         )  # fmt: skip
-        imatrix = folder / "imatrix.gguf"
-        oracle.tool(
-            "llama-imatrix", "-m", setting.reference, "-f", setting.calibration, "-o", imatrix,
-            "-t", str(default_threads()), timeout_s=7200,
-        )  # fmt: skip
+        if imatrix is None:
+            imatrix = folder / "imatrix.gguf"
+            oracle.tool(
+                "llama-imatrix", "-m", setting.reference, "-f", setting.calibration, "-o", imatrix,
+                "-t", str(default_threads()), timeout_s=7200,
+            )  # fmt: skip
         for with_text in (True, False):
             for quant in SIZES:
                 _row(setting, quant, imatrix if with_text else None)
@@ -111,7 +116,7 @@ def _make_ours(setting: _Setting, path: Path, max_bytes: int, *, with_text: bool
     with tempfile.TemporaryDirectory(dir=setting.folder) as scratch:
         header_bytes = writer.header_bytes(source, source.base_types(), source.header, Path(scratch))
         mix = search.search(
-            setting.reference, source, _load, Path(scratch), max_bytes=max_bytes, header_bytes=header_bytes,
+            source, _load, Path(scratch), max_bytes=max_bytes, header_bytes=header_bytes, n_workers=default_threads(),
             text_ids=setting.calibration_ids if with_text else None, n_chunks=setting.n_calibration_chunks,
         )  # fmt: skip
         types = {**source.base_types(), **mix.allocation.types}

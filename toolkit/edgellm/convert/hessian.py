@@ -23,7 +23,7 @@ from edgellm.protocols import Backend, Feed, Observation
 from edgellm.shape import ModelShape
 
 N_CTX = 512
-N_CHUNKS = 24
+N_CHUNKS = 20
 MEMORY_BYTES = 2 * 1024**3
 TEXT_DAMPING = 0.01
 VOCABULARY_DAMPING = 0.1
@@ -92,7 +92,7 @@ def collect(
     """Run the model over the chunks and factor the second moments of all its matrices' inputs.
 
     Args:
-        backend: the unquantized model; `capabilities.observer` must hold.
+        backend: the model in a type that loses next to nothing; `capabilities.observer` must hold.
         folder: where the matrices are put; empty, and the caller's to remove.
         damping: see `rounding.feedback`; more where the tokens are not like those the model will meet.
         memory_bytes: bound on the matrices in memory; one matrix may always be there, and factoring one takes six
@@ -134,6 +134,11 @@ def passes(shape: ModelShape, memory_bytes: int) -> list[frozenset[str]]:
         names.update(unit)
         used += size
     return [*groups, frozenset(names)] if names else groups
+
+
+def matrix_columns(shape: ModelShape) -> list[int]:
+    """The width of each matrix that will be collected, where weights share inputs as their names suggest."""
+    return [shape.tensors[unit[0]][-1] for unit in _units(shape)]
 
 
 def _units(shape: ModelShape) -> Iterable[list[str]]:

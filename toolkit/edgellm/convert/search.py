@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from edgellm.convert import allocate, hessian, sensitivity
+from edgellm.convert import allocate, hessian, sensitivity, writer
 from edgellm.convert.allocate import Allocation
 from edgellm.convert.rounding import make_encoder
 from edgellm.convert.rounding.encoder import Encode
@@ -37,7 +37,6 @@ class Mix(NamedTuple):
 
 
 def search(
-    reference: Path,
     source: Source,
     load: Load,
     folder: Path,
@@ -45,6 +44,7 @@ def search(
     max_bytes: int,
     header_bytes: int,
     text_ids: Sequence[int] | None,
+    n_workers: int,
     permitted: Sequence[str] = TYPES,
     n_chunks: int = hessian.N_CHUNKS,
     max_probes: int = sensitivity.MAX_PROBES,
@@ -54,21 +54,23 @@ def search(
     """Choose types and an encoder.
 
     Args:
-        reference: the model as a GGUF in a float type;  source: that file, read by `source.from_gguf`.
+        source: the model, its vocabulary in the header.
         load: opens a GGUF as a Backend that can be observed.
-        folder: for factors and a copy of the reference; must live as long as the encoder is used.
+        folder: for a copy of the model in Q8_0, which is what is run, and for factors; `needed_bytes` says how much. It
+            must live as long as the encoder is used.
         max_bytes: bound on the file;  header_bytes: of the file to be written, see `writer.header_bytes`.
         text_ids: token ids of a calibration text, or None for tokens drawn from the vocabulary.
         permitted: types to choose from.
         progress: called with (stage, done, total).
 
     Raises:
-        SpecError: the budget is below the smallest file.
-        UnsupportedError: the reference is quantized, or the backend cannot be observed.
+        SpecError: the budget is below the smallest file.  UnsupportedError: the backend cannot be observed.
     """
     types = sensitivity.choosable(source, permitted)
     _refuse_early(source, types, header_bytes, max_bytes)
-    moments, chunks = _collect(reference, source, load, folder, text_ids, n_chunks, memory_bytes, progress)
+    working = folder / "working.gguf"
+    writer.write_gguf(working, source, _working_types(source), source.header, n_workers=n_workers)
+    moments, chunks = _collect(working, source, load, folder, text_ids, n_chunks, memory_bytes, progress)
     errors = sensitivity.output_errors(
         source, types, moments, progress=_counted(progress, "errors", len(types))
     )
@@ -76,11 +78,32 @@ def search(
     probe_types = {name: _probe_type(options) for name, options in types.items()}
     encode = make_encoder(moments, source.shape.tensors)
     measured = sensitivity.probe(
-        reference, source, found, probe_types, encode, load, chunks, folder,
+        working,
+        source,
+        found,
+        probe_types,
+        encode,
+        load,
+        chunks,
         progress=_counted(progress, "probes", len(found)),
-    )  # fmt: skip
+    )
+    working.unlink()
     options = sensitivity.candidates(source, errors, measured, probe_types)
     return Mix(allocate.allocate(options, fixed_bytes(source, types, header_bytes), max_bytes), encode)
+
+
+def needed_bytes(source: Source) -> int:
+    """Bytes that `search` puts into its folder: the copy of the model, and the factors."""
+    factors = sum(4 * columns * columns for columns in hessian.matrix_columns(source.shape))
+    return writer.needed_bytes(source, _working_types(source)) + factors
+
+
+def _working_types(source: Source) -> dict[str, str]:
+    """Q8_0 where a row can have it: half the time and space of 16 bits, and next to no error."""
+    return {
+        **source.base_types(),
+        **{name: types[0] for name, types in sensitivity.choosable(source, ("Q8_0",)).items()},
+    }
 
 
 def fixed_bytes(source: Source, chosen_for: Sequence[str] | dict[str, list[str]], header_bytes: int) -> int:
@@ -101,10 +124,10 @@ def _refuse_early(source: Source, types: dict[str, list[str]], header_bytes: int
 
 
 def _collect(
-    reference: Path, source: Source, load: Load, folder: Path, text_ids: Sequence[int] | None, n_chunks: int,
+    working: Path, source: Source, load: Load, folder: Path, text_ids: Sequence[int] | None, n_chunks: int,
     memory_bytes: int, progress: Progress | None,
 ) -> tuple[hessian.Moments, list[list[int]]]:  # fmt: skip
-    backend = load(reference)
+    backend = load(working)
     try:
         if text_ids is None:
             chunks, damping = (

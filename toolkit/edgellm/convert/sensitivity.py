@@ -12,30 +12,28 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from edgellm.checkpoint import SourceTensor, open_checkpoint
 from edgellm.convert import mixture
 from edgellm.convert.allocate import Candidate, padded_bytes
 from edgellm.convert.rounding import FORMATS, encode_plain
 from edgellm.convert.rounding.encoder import Encode, Inputs
 from edgellm.convert.rows import read_rows
 from edgellm.convert.source import PlannedTensor, Source
-from edgellm.errors import UnsupportedError
 from edgellm.formats import ggml_types
 from edgellm.native import ggml
 from edgellm.protocols import Backend, Batcher, Feed, FloatArray
 
 SAMPLE_ROWS = 64
-MAX_PROBES = 40
+MAX_PROBES = 30
 PROBE_CHUNKS = 2
 PROBE_TOKENS = 256
 MAX_PROBE_LOGITS = 64 * 1024**2
-FLOATS = ("F32", "F16", "BF16")
 _LAYER = re.compile(r"blk\.([0-9]+)\.(.+)")
 Load = Callable[[Path], Backend]
 
@@ -149,67 +147,64 @@ def _bands(names: list[str], n_bands: int) -> list[list[str]]:
 
 
 def probe(
-    reference: Path,
+    working: Path,
     source: Source,
     found: Sequence[Group],
     probe_types: Mapping[str, str],
     encode: Encode,
     load: Load,
     chunks: Sequence[list[int]],
-    folder: Path,
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[Group]:
     """Measure each group's KL divergence, with its tensors in their probe types and all others as they are.
 
     Args:
-        reference: a GGUF in a float type; `source` is that file as read by `from_gguf`.
+        working: a GGUF of the source in float types or Q8_0, which hardly differ from it. It is changed in place; its
+            own bytes are put back after each probe.
         encode: as the writer will call it.
         load: opens a GGUF; what it returns is closed here.
         chunks: token ids; the first PROBE_TOKENS of the first PROBE_CHUNKS are run.
-        folder: where a copy of the reference is made and changed; the caller's to remove.
         progress: called after each group with 1.
-
-    Raises:
-        UnsupportedError: the reference is quantized, so that what is written back would not be what was measured.
     """
     tensors = {tensor.name: tensor for tensor in source.tensors}
-    copy = folder / "probe.gguf"
-    shutil.copyfile(reference, copy)
+    stored = open_checkpoint(working).tensors
     tokens = [chunk[:PROBE_TOKENS] for chunk in chunks[:PROBE_CHUNKS]]
-    wanted = _log_probabilities(load, reference, tokens)
+    wanted = _log_probabilities(load, working, tokens)
     measured = []
     for group in found:
-        with copy.open("r+b") as file:
-            kept = [_coarsen(file.fileno(), tensors[name], probe_types[name], encode) for name in group.names]
-        measured.append(Group(group.names, _divergence(wanted, _log_probabilities(load, copy, tokens))))
-        with copy.open("r+b") as file:
-            for offset, original in kept:
-                os.pwrite(file.fileno(), original, offset)
+        with working.open("r+b") as file:
+            kept = [
+                _coarsen(file.fileno(), tensors[name], stored[name], probe_types[name], encode)
+                for name in group.names
+            ]
+        try:
+            measured.append(
+                Group(group.names, _divergence(wanted, _log_probabilities(load, working, tokens)))
+            )
+        finally:
+            with working.open("r+b") as file:
+                for offset, original in kept:
+                    os.pwrite(file.fileno(), original, offset)
         if progress:
             progress(1)
-    copy.unlink()
     return measured
 
 
-def _coarsen(fd: int, tensor: PlannedTensor, type_name: str, encode: Encode) -> tuple[int, bytes]:
+def _coarsen(
+    fd: int, tensor: PlannedTensor, stored: SourceTensor, type_name: str, encode: Encode
+) -> tuple[int, bytes]:
     """Write a tensor's rounded values over its own; the offset and the bytes that stood there."""
-    origin = tensor.parts[0].origin
-    assert not isinstance(origin, np.ndarray)
-    if origin.type_name not in FLOATS:
-        raise UnsupportedError(
-            f"tensor {tensor.name!r} is {origin.type_name}: damage can be measured on a float model only"
-        )
     step = max(1, (1 << 21) // tensor.n_columns)
-    offset, kept = origin.offset, []
+    offset, kept = stored.offset, []
     for low in range(0, tensor.n_rows, step):
         rows = read_rows(tensor, low, min(low + step, tensor.n_rows))
         rounded = ggml.dequantize_rows(encode(tensor.name, low, rows, type_name), type_name, tensor.n_columns)
-        packed = ggml.quantize_rows(rounded, origin.type_name).tobytes()
+        packed = ggml.quantize_rows(rounded, stored.type_name).tobytes()
         kept.append(os.pread(fd, len(packed), offset))
         os.pwrite(fd, packed, offset)
         offset += len(packed)
-    return origin.offset, b"".join(kept)
+    return stored.offset, b"".join(kept)
 
 
 def _log_probabilities(load: Load, path: Path, tokens: Sequence[list[int]]) -> list[FloatArray]:
