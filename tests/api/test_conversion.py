@@ -246,22 +246,18 @@ def test_provenance_is_in_the_model_itself_and_checked(tiny: Path, tmp_path: Pat
     assert {n: header[f"edgellm.parent.sha256.{n}"].value for n in hashes} == hashes
     assert api.verify(tmp_path / "out") is None
     parents = [replace(p, sha256="0" * 64) for p in made.manifest.parents]
-    write_record(tmp_path / "out" / "manifest.json", replace(made.manifest, parents=parents))
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.unlink()
+    write_record(manifest, replace(made.manifest, parents=parents))
     with pytest.raises(ArtifactError, match=r"sha256 of config\.json"):
         api.verify(tmp_path / "out")
     recipe = made.manifest.recipe
     assert recipe is not None
     types = {**recipe.tensor_types, "output.weight": "Q4_0"}
-    write_record(
-        tmp_path / "out" / "manifest.json", replace(made.manifest, recipe=replace(recipe, tensor_types=types))
-    )
+    manifest.unlink()
+    write_record(manifest, replace(made.manifest, recipe=replace(recipe, tensor_types=types)))
     with pytest.raises(ArtifactError, match=r"type of output\.weight is Q4_0, model\.gguf says Q8_0"):
         api.verify(tmp_path / "out")
-    content = [
-        Path(made.model_path).read_bytes()[f.data_offset :]
-        for made, f in zip((second, straight), files, strict=True)
-    ]
-    assert content[0] == content[1]
 
 
 def test_requantizing_warns_in_the_manifest(tiny: Path, tmp_path: Path) -> None:
