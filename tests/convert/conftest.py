@@ -22,9 +22,7 @@ OfType = Callable[[str], Path]
 @pytest.fixture(scope="session")
 def smollm2_source(smollm2_hf: Path) -> Source:
     """The Hugging Face directory, with its vocabulary found as a conversion finds it."""
-    source, _ = pipeline.add_vocabulary(
-        pipeline.read_source(open_checkpoint(smollm2_hf)), launch.TOKENIZERS
-    )
+    source, _ = pipeline.add_vocabulary(pipeline.read_source(open_checkpoint(smollm2_hf)), launch.TOKENIZERS)
     return source
 
 
