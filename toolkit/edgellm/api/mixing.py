@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from edgellm.api.calibration import read_text
 from edgellm.api.receipts import Progress
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Provenance, Recipe
-from edgellm.checkpoint import open_checkpoint
 from edgellm.convert import allocate, hessian, mixture, pipeline, search, writer
+from edgellm.convert.imatrix import Calibration
 from edgellm.formats.records import replace
 from edgellm.native.llama import LlamaModel, LlamaOptions
 
@@ -40,18 +41,34 @@ def search_mix(
         SpecError: the budget is below the smallest file.  BadInputError: too little text.
         UnsupportedError: the source is quantized, or gives embeddings.
     """
-    folder = stack.enter_context(staging.scratch_directory(resources.cache_directory(), "mix"))
-    source = unquantized.source
+    source, cache = unquantized.source, resources.cache_directory()
+    writer.check_free_space(cache, search.needed_bytes(source))
+    folder = stack.enter_context(staging.scratch_directory(cache, "mix"))
     # The name of the mix and the hashes of the parents are not known yet; their lengths are.
     named = replace(recipe, quant=f"{mixture.MIX}_00.00")
     hashes = {source.checkpoint.name_of(path): "0" * 64 for path in source.checkpoint.files}
     header = pipeline.model_header(pipeline.with_provenance(source, hashes), named)
     header_bytes = writer.header_bytes(source, recipe.tensor_types, header, folder)
     n_bytes = max_bytes or allocate.max_file_bytes(source.shape, header_bytes=header_bytes, bpw=bpw or 0.0)
-    reference = unquantized.path()
-    ids, provenance = None, None
-    if not without_text:
-        model, calibration = unquantized.open(), read_text(text)
+    ids, provenance = (None, None) if without_text else _tokens(unquantized, read_text(text), folder)
+
+    def load(path: Path) -> LlamaModel:
+        return models.open_backend(path, LlamaOptions(n_threads=machine.default_threads()))
+
+    mix = search.search(
+        source, load, folder, max_bytes=n_bytes, header_bytes=header_bytes, n_workers=machine.usable_cores(),
+        text_ids=ids, progress=progress,
+    )  # fmt: skip
+    return mix, provenance
+
+
+def _tokens(unquantized: Unquantized, calibration: Calibration, folder: Path) -> tuple[list[int], Provenance]:
+    """The text as the model's tokens, and where it comes from."""
+    source = unquantized.source
+    path = folder / "vocabulary.gguf"
+    writer.write_gguf(path, dataclasses.replace(source, tensors=()), {}, source.header, n_workers=1)
+    model = LlamaModel(path, LlamaOptions(n_threads=1), vocab_only=True)
+    try:
         ids = model.tokenize(calibration.text, add_special=False, parse_special=False)
         provenance = Provenance(
             text=calibration.name,
@@ -62,12 +79,7 @@ def search_mix(
             model_sha256=unquantized.weights_sha256(),
             engine=f"{model.info.engine} {model.info.engine_version}",
         )
-
-    def load(path: Path) -> LlamaModel:
-        return models.open_backend(path, LlamaOptions(n_threads=machine.default_threads()))
-
-    mix = search.search(
-        reference, pipeline.read_source(open_checkpoint(reference)), load, folder, max_bytes=n_bytes,
-        header_bytes=header_bytes, text_ids=ids, progress=progress,
-    )  # fmt: skip
-    return mix, provenance
+    finally:
+        model.close()
+        path.unlink()
+    return ids, provenance
