@@ -11,6 +11,10 @@ from hypothesis import settings
 from edgellm import api
 from tests.support import smollm2
 
+# Threads that wait sleep instead of spinning: on a busy machine spinning makes models many times slower. Set before
+# the native library is loaded, and inherited by every child.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # Repeatable, and without a time limit per example: a busy machine is not a bug.
 settings.register_profile("edgellm", deadline=None, derandomize=True)
 settings.load_profile("edgellm")
