@@ -7,6 +7,7 @@ in a file goes through one `safe_join`. Pickled weights are refused, with no fla
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -165,17 +166,17 @@ def _older_tokenizer(directory: Path) -> dict[str, Path]:
 
 
 def _shards(directory: Path) -> list[Path]:
-    index_path = directory / "model.safetensors.index.json"
-    if index_path.is_file():
+    index_path = _optional(directory, "model.safetensors.index.json")
+    if index_path:
         names = sorted(set(safetensors.read_index(index_path).values()))
         shards = [safe_join(directory, name) for name in names]
         for shard in shards:
             if not shard.is_file():
                 raise MissingInputError(f"{shard}: named in {index_path.name} but not there")
         return shards
-    single = directory / "model.safetensors"
-    if single.is_file():
-        return [safe_join(directory, single.name)]
+    single = _optional(directory, "model.safetensors")
+    if single:
+        return [single]
     pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
     if pickles:
         raise UnsafeInputError(
@@ -189,9 +190,13 @@ def _shards(directory: Path) -> list[Path]:
 
 
 def _optional(directory: Path, name: str) -> Path | None:
-    """A file of the directory if it is there; a link that leaves the directory is refused, not followed."""
+    """A file of the directory if it is there; what is there and is no file, or a link out of the directory, is refused."""
     path = safe_join(directory, name)
-    return path if path.is_file() else None
+    if path.is_file():
+        return path
+    if os.path.lexists(path):
+        raise BadInputError(f"{path}: {'a link to nothing' if path.is_symlink() else 'not a regular file'}")
+    return None
 
 
 def _chat_template(directory: Path, tokenizer_config: dict[str, Any]) -> str | None:

@@ -97,6 +97,7 @@ def plan_conversion(
     """
     chosen = find_target(target)
     importance = calibration.read_importance(choices.get("imatrix", "auto"))
+    calibration.read_text(choices.get("calibration"))  # a bad one is refused before the work
     directory = choices.get("lora")
     adapter = lora.read_adapter(directory) if directory else None
     source = _read(models.resolve(model, weights=False), adapter)

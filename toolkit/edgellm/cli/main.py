@@ -117,19 +117,26 @@ def run(argv: Sequence[str]) -> int:
         return 0
     except OSError as err:
         return _say(OutputError(f"{err.filename or 'input/output'}: {err.strerror or err}"), as_json=as_json)
-    except MemoryError:
+    except (MemoryError, ImportError) as err:
+        if isinstance(err, ImportError) and "failed to map segment" not in str(err):
+            return _bug(err, as_json=as_json)
         from edgellm.errors import ResourceError
 
         return _say(ResourceError("out of memory", hint="use a smaller model or --context"), as_json=as_json)
-    except Exception as err:  # the last resort: a bug of ours becomes one line too
-        if os.environ.get("EDGELLM_DEBUG"):
-            raise
-        where = f"{type(err).__name__}: {err}"
-        bug = EdgeLLMError(
-            f"internal error: {where}", hint="this is a bug; EDGELLM_DEBUG=1 shows where it happened"
-        )
-        return _say(bug, as_json=as_json)
+    except Exception as err:
+        return _bug(err, as_json=as_json)
     return code if isinstance(code, int) else 0
+
+
+def _bug(err: Exception, *, as_json: bool) -> int:
+    """The last resort: a bug of ours becomes one line too."""
+    if os.environ.get("EDGELLM_DEBUG"):
+        raise err
+    bug = EdgeLLMError(
+        f"internal error: {type(err).__name__}: {err}",
+        hint="this is a bug; EDGELLM_DEBUG=1 shows where it happened",
+    )
+    return _say(bug, as_json=as_json)
 
 
 def _usage(message: str, hint: str) -> EdgeLLMError:

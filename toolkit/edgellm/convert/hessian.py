@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgellm.convert import mixture
+from edgellm.convert.chunks import chunk_tokens, cut
 from edgellm.convert.rounding.compensate import Feedback, feedback
 from edgellm.errors import BadInputError
 from edgellm.protocols import Backend, Feed, Observation
 from edgellm.shape import ModelShape
 
-N_CTX = 512
 N_CHUNKS = 20
 MEMORY_BYTES = 2 * 1024**3
 TEXT_DAMPING = 0.01
@@ -66,15 +66,20 @@ class Moments:
 
 
 def vocabulary_chunks(backend: Backend, *, n_chunks: int = N_CHUNKS, seed: int = 0) -> list[list[int]]:
-    """Chunks of N_CTX token ids drawn evenly from the vocabulary: a probe of the weights that needs no text."""
+    """Chunks of token ids drawn evenly from the vocabulary: a probe of the weights that needs no text."""
     draw = np.random.default_rng(seed)
-    chunks = draw.integers(0, backend.vocab_size, (n_chunks, N_CTX)).tolist()
+    length = chunk_tokens(backend.context_train)
+    chunks = draw.integers(0, backend.vocab_size, (n_chunks, length)).tolist()
     return [_with_bos(backend, chunk) for chunk in chunks]
 
 
 def text_chunks(backend: Backend, ids: Sequence[int], *, n_chunks: int = N_CHUNKS) -> list[list[int]]:
-    """At most n_chunks chunks of N_CTX token ids, spread evenly over a text; a shorter text is one chunk."""
-    whole = [list(ids[i : i + N_CTX]) for i in range(0, len(ids) - N_CTX + 1, N_CTX)] or [list(ids)]
+    """At most n_chunks chunks of token ids, spread evenly over a text.
+
+    Raises:
+        BadInputError: the text is shorter than one.
+    """
+    whole = cut(ids, chunk_tokens(backend.context_train), "the calibration text")
     picked = np.unique(np.linspace(0, len(whole) - 1, min(n_chunks, len(whole))).astype(int))
     return [_with_bos(backend, whole[i]) for i in picked]
 
@@ -106,7 +111,7 @@ def collect(
     found = Moments(folder)
     for names in passes(shape, memory_bytes):
         collector = _Collector(names)
-        batcher = backend.open(n_sequences=1, context=N_CTX, observer=collector)
+        batcher = backend.open(n_sequences=1, context=max(map(len, chunks)), observer=collector)
         try:
             for chunk in chunks:
                 batcher.free(0)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgellm.artifact import Provenance
+from edgellm.convert.chunks import chunk_tokens, cut
 from edgellm.convert.mix_rules import EMBEDDINGS
 from edgellm.errors import BadInputError, UnsupportedError
 from edgellm.formats.paths import open_regular
@@ -24,7 +25,6 @@ from edgellm.native import ggml
 from edgellm.protocols import Backend, Batcher, Feed, FloatArray, Observation
 from edgellm.shape import Shape, n_elements
 
-CHUNK_TOKENS = 512
 MAX_CHUNKS = 128
 MAX_TEXT_BYTES = 64 * 1024**2
 MAX_LOGITS = 16 * 1024**2
@@ -127,16 +127,11 @@ def collect(
     """
     if not backend.capabilities.observer:
         raise UnsupportedError("this backend does not show what weights are multiplied with")
-    length = chunk_tokens(backend.context_train, is_encoder=is_encoder)
-    n_chunks = min(len(ids) // length, max_chunks)
-    if n_chunks < 1:
-        raise BadInputError(
-            f"{calibration.name}: {len(ids)} tokens are too few for an importance matrix, at least {length} are needed"
-        )
+    length = chunk_tokens(backend.context_train)
+    chunks = cut(ids, length, calibration.name)[:max_chunks]
     collector = _Collector(with_head=with_head)
     with _opened(backend, collector, length, is_encoder=is_encoder) as run_chunk:
-        for i in range(n_chunks):
-            chunk = list(ids[i * length : (i + 1) * length])
+        for chunk in chunks:
             if backend.add_bos and backend.bos_id is not None:
                 chunk[0] = backend.bos_id
             run_chunk(chunk)
@@ -146,18 +141,13 @@ def collect(
     provenance = Provenance(
         text=calibration.name,
         text_sha256=calibration.sha256,
-        n_tokens=n_chunks * length,
+        n_tokens=len(chunks) * length,
         chunk_tokens=length,
         model=model,
         model_sha256=model_sha256,
         engine=f"{info.engine} {info.engine_version}",
     )
     return ImportanceMatrix(collector.result(), provenance)
-
-
-def chunk_tokens(context_train: int, *, is_encoder: bool) -> int:
-    """Tokens run at once from an empty cache."""
-    return min(CHUNK_TOKENS, context_train) if is_encoder else CHUNK_TOKENS
 
 
 @contextlib.contextmanager

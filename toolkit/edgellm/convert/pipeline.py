@@ -28,6 +28,7 @@ from edgellm.convert.vocabulary.tokens import Candidate
 from edgellm.errors import BadInputError, EdgeLLMError
 from edgellm.formats import records
 from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.paths import open_regular
 from edgellm.shape import n_elements, tensor_bytes
 from edgellm.targets import Target
 
@@ -316,6 +317,8 @@ def _parent(path: Path, name: str, stop: threading.Event) -> Parent:
             raise futures.CancelledError
 
     try:
+        with open_regular(path):  # a pipe that took the file's place is not waited for
+            pass
         return Parent(name=name, n_bytes=path.stat().st_size, sha256=artifact.sha256_file(path, go_on))
     except OSError as err:
         raise BadInputError(f"{path}: cannot be read: {err.strerror or err}") from err

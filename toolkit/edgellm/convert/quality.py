@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from edgellm.artifact import GoldenOutput
 from edgellm.convert import fit, mixture
+from edgellm.convert.chunks import chunk_tokens, cut
 from edgellm.errors import BadInputError
 from edgellm.formats import ggml_types
 from edgellm.protocols import Backend, Feed, FloatArray, Sampled, SamplingParams
 
-N_CTX = 512
 MAX_LOGITS = 16 * 1024**2
 SCORED_AT_ONCE = 32
-QUICK_CHUNKS = 2
-FULL_CHUNKS = 64
+QUICK_TOKENS = 1024
+FULL_TOKENS = 32768
 GOLDEN_PROMPTS = ("The capital of France is", "1, 2, 3, 4,", "def add(a, b):\n")
 GOLDEN_TOKENS = 24
 CHECK_TEXT = Path(__file__).parent / "check_text.txt"
@@ -105,14 +105,14 @@ def compare(
     candidate: Backend,
     ids: Sequence[int],
     *,
-    max_chunks: int,
+    max_tokens: int,
     progress: Callable[[int], None] | None = None,
 ) -> Divergence:
     """Run both models over the text and compare their next-token distributions.
 
     Args:
         ids: token ids of the text, without beginning-of-sequence tokens.
-        max_chunks: at most so many chunks of N_CTX tokens.
+        max_tokens: at most so many, in whole chunks.
         progress: called with the number of tokens just run through both models.
 
     Raises:
@@ -122,12 +122,11 @@ def compare(
         raise BadInputError(
             f"the reference has {reference.vocab_size} tokens, the converted model {candidate.vocab_size}: not the same model"
         )
-    chunks = [list(ids[i : i + N_CTX]) for i in range(0, len(ids) - N_CTX + 1, N_CTX)][:max_chunks]
-    if not chunks:
-        raise BadInputError(f"the text has {len(ids)} tokens, at least {N_CTX} are needed")
+    length = chunk_tokens(candidate.context_train)
+    chunks = cut(ids, length, "the text")[: max(1, max_tokens // length)]
     batchers = [
-        reference.open(n_sequences=1, context=N_CTX),
-        candidate.open(n_sequences=1, context=N_CTX),
+        reference.open(n_sequences=1, context=length),
+        candidate.open(n_sequences=1, context=length),
     ]
     rows: list[tuple[FloatArray, ...]] = []
     try:
@@ -144,14 +143,15 @@ def compare(
 
 def golden_outputs(backend: Backend, encode: Callable[[str], list[int]]) -> list[GoldenOutput]:
     """Greedy continuations of fixed prompts; they show at once whether another machine computes the same."""
-    batcher = backend.open(n_sequences=1, context=N_CTX)
+    context = chunk_tokens(backend.context_train)
+    batcher = backend.open(n_sequences=1, context=context)
     outputs = []
     try:
         for prompt in GOLDEN_PROMPTS:
             batcher.free(0)
             drawn: list[int] = []
             feed: Sequence[int] = encode(prompt)
-            for _ in range(GOLDEN_TOKENS):
+            for _ in range(min(GOLDEN_TOKENS, context - len(feed))):
                 token = batcher.step([Feed(sequence=0, tokens=feed, sampling=SamplingParams())])[0].tokens[0]
                 if backend.is_end(token):
                     break

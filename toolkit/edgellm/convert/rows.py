@@ -44,7 +44,7 @@ class Readers:
         with self._lock:
             fd = self._open.get(path)
             if fd is None:
-                fd = self._open[path] = os.open(path, os.O_RDONLY)
+                fd = self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         buffer = np.empty(n_bytes, dtype=np.uint8)
         done = 0
         while done < n_bytes:

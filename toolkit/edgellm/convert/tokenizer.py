@@ -26,7 +26,7 @@ from edgellm.convert.vocabulary.tokens import (
     special_ids,
 )
 from edgellm.errors import BadInputError, UnsupportedError
-from edgellm.formats.plain_json import Fields
+from edgellm.formats.plain_json import Fields, short
 
 __all__ = ["Vocabulary", "read_vocabulary"]
 
@@ -132,7 +132,7 @@ def _wordpiece(checkpoint: Checkpoint, found: TokenizerData, vocab_size: int) ->
     table, added, notes = _table(found, _dict_vocab(found), vocab_size)
     unk = _text(model.get("unk_token"))
     if unk not in table.ids:
-        raise BadInputError(f"{found.where}: model.unk_token is {unk!r}, which is no token")
+        raise BadInputError(f"{found.where}: model.unk_token is {short(unk)}, which is no token")
     table.kinds[table.ids[unk]] = CONTROL
     special = {**_special(checkpoint, table), "unknown": table.ids[unk]}
     # llama.cpp begins with bos and ends with sep, which BERT calls cls and sep.

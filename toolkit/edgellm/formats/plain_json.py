@@ -69,7 +69,7 @@ def _parse(data: bytes, where: str) -> Any:
         if len(fields) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise BadInputError(f"{where}: duplicate key {_short(twice)}")
+            raise BadInputError(f"{where}: duplicate key {short(twice)}")
         return fields
 
     def refuse(constant: str) -> float:
@@ -78,7 +78,7 @@ def _parse(data: bytes, where: str) -> Any:
     def finite(digits: str) -> float:
         value = float(digits)
         if math.isinf(value):
-            raise BadInputError(f"{where}: number {_short(digits)} is out of range")
+            raise BadInputError(f"{where}: number {short(digits)} is out of range")
         return value
 
     try:
@@ -227,7 +227,7 @@ class Fields:
 
     def wrong(self, name: str, value: object, expected: str) -> BadInputError:
         """The error for a field that is there but not as expected."""
-        return BadInputError(f"{self.where}: {self.prefix}{name} is {_short(value)}, expected {expected}")
+        return BadInputError(f"{self.where}: {self.prefix}{name} is {short(value)}, expected {expected}")
 
     def _value(self, name: str, default: object, expected: str) -> Any:
         value = self.values.get(name)
@@ -244,7 +244,7 @@ def _kind(value: object) -> str:
     return "an object" if isinstance(value, dict) else names.get(type(value), "null")
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """A value as one short line for an error."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'an array'} of {len(value)}"

@@ -8,6 +8,7 @@ shapes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,6 +22,7 @@ MAX_INDEX_BYTES = 64 * MIB
 MAX_TENSORS = 1 << 20
 MAX_SHARDS = 10_000
 MAX_DIMS = 32
+MAX_NAME_CHARS = 1024
 _MAX_LENGTH = 1 << 48  # of one dimension; MAX_DIMS of them still multiply in no time
 
 DTYPE_BITS = {
@@ -61,6 +63,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     metadata = _metadata(header.pop("__metadata__", None), path.name)
     if len(header) > MAX_TENSORS:
         raise BadInputError(f"{path.name}: {len(header)} tensors, more than {MAX_TENSORS}")
+    _check_names(header, path.name)
     views = [_view(name, entry, path, data_start) for name, entry in header.items()]
     views.sort(key=lambda view: (view.offset, view.n_bytes))
     end = data_start
@@ -97,6 +100,7 @@ def read_index(path: Path) -> dict[str, str]:
         )
     if len(weight_map) > MAX_TENSORS:
         raise BadInputError(f"{path.name}: weight_map has {len(weight_map)} tensors, more than {MAX_TENSORS}")
+    _check_names(weight_map, path.name)
     shards = set()
     for name, shard in weight_map.items():
         if not isinstance(shard, str):
@@ -107,6 +111,14 @@ def read_index(path: Path) -> dict[str, str]:
     for shard in sorted(shards):
         safe_join(path.parent, shard)
     return weight_map
+
+
+def _check_names(names: Iterable[str], where: str) -> None:
+    longest = max(map(len, names), default=0)
+    if longest > MAX_NAME_CHARS:
+        raise BadInputError(
+            f"{where}: the name of a tensor has {longest} characters, more than {MAX_NAME_CHARS}"
+        )
 
 
 def _read_header(file: BinaryIO, file_bytes: int, where: str) -> tuple[dict[str, Any], int]:

@@ -34,6 +34,7 @@ from edgellm.convert.architectures import (
 from edgellm.convert.architectures.family import Family
 from edgellm.convert.source import Source
 from edgellm.errors import BadInputError, UnsupportedError
+from edgellm.formats.plain_json import short
 
 _MODULES = (
     bert,
@@ -79,7 +80,7 @@ def read_source(checkpoint: Checkpoint) -> Source:
     classes = checkpoint.config.get("architectures")
     if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
         raise BadInputError(
-            f"{checkpoint.path / 'config.json'}: `architectures` is {classes!r}, expected a list of names"
+            f"{checkpoint.path / 'config.json'}: `architectures` is {short(classes)}, expected a list of names"
         )
     name = classes[0][:100]
     for module in _MODULES:

@@ -29,9 +29,10 @@ def _global(fields: Fields) -> Fields:
 def _local_base(fields: Fields) -> float:
     base = fields.number("rope_local_base_freq", 1e-3, 1e12, default=10000.0)
     rope = fields.section("rope_parameters").section("sliding_attention")
-    if rope.text("rope_type", default="default") != "default":
+    kind = rope.text("rope_type", default="default", max_chars=40)
+    if kind != "default":
         raise UnsupportedError(
-            f"{fields.where}: {rope.prefix}rope_type is {rope.text('rope_type')!r}; llama.cpp runs this family's sliding "
+            f"{fields.where}: {rope.prefix}rope_type is {kind!r}; llama.cpp runs this family's sliding "
             "layers without scaling"
         )
     return rope.number("rope_theta", 1e-3, 1e12, default=base)

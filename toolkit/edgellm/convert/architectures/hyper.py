@@ -207,7 +207,7 @@ def check_activation(
     Raises:
         UnsupportedError: another function.
     """
-    activation = fields.text(key, default=default)
+    activation = fields.text(key, default=default, max_chars=40)
     if activation in same:
         return []
     if activation in near:

@@ -39,7 +39,9 @@ def read_rope(fields: Fields, hyper: Hyper) -> Rope:
                 raise UnsupportedError(
                     f"{fields.where}: {name} has a rope for each kind of layer; llama.cpp runs this family with one for all"
                 )
-            kind = section.text("rope_type", default=None) or section.text("type", default=None)
+            kind = section.text("rope_type", default=None, max_chars=40) or section.text(
+                "type", default=None, max_chars=40
+            )
             if kind is None and "factor" in section:
                 raise BadInputError(f"{fields.where}: {name} has a factor but no rope_type")
             kind = kind or "default"

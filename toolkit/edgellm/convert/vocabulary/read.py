@@ -89,7 +89,7 @@ def _tokens_elsewhere(
         found[entry["content"]] = AddedToken(entry["content"], int(key[:9]), is_special, normalized)
     for text, number in checkpoint.added_tokens.items():
         if type(number) is not int or not 0 <= number <= MAX_VOCAB:
-            raise BadInputError(f"{ADDED_JSON}: token {text[:40]!r} has id {number!r}")
+            raise BadInputError(f"{ADDED_JSON}: token {text[:40]!r} has id {plain_json.short(number)}")
         found.setdefault(text, AddedToken(text, number, text in special, text not in special))
     vocab = _vocab(data)
     if checkpoint.tokenizer_path is None:
@@ -101,7 +101,7 @@ def _tokens_elsewhere(
         number = known.get(text, vocab.get(text, token.number))
         if number != token.number:
             raise BadInputError(
-                f"{where}: token {text[:40]!r} has id {number}, elsewhere it has {token.number}"
+                f"{where}: token {text[:40]!r} has id {plain_json.short(number)}, elsewhere it has {token.number}"
             )
     return sorted((t for text, t in found.items() if text not in known), key=lambda token: token.number)
 

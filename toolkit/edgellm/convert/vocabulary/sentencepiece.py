@@ -25,6 +25,7 @@ from edgellm.convert.vocabulary.tokens import (
     Table,
 )
 from edgellm.errors import BadInputError, UnsupportedError
+from edgellm.formats.plain_json import short
 
 SPACE = "\u2581"
 UNUSED_SCORE = -10000.0
@@ -125,13 +126,13 @@ def read_unigram(model: dict[str, Any], where: str) -> tuple[dict[str, int], lis
             raise BadInputError(f"{where}: entry {number} of `model.vocab` is not a piece with a score")
         score = entry[1]
         if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            raise BadInputError(f"{where}: piece {number} has score {score!r}")
+            raise BadInputError(f"{where}: piece {number} has score {short(score)}")
         if ids.setdefault(entry[0], number) != number:
             raise BadInputError(f"{where}: pieces {ids[entry[0]]} and {number} are both {entry[0][:40]!r}")
         scores.append(float(score))
     unk = model.get("unk_id")
     if unk is not None and (type(unk) is not int or not 0 <= unk < len(vocab)):
-        raise BadInputError(f"{where}: `model.unk_id` is {unk!r}, there are {len(vocab)} pieces")
+        raise BadInputError(f"{where}: `model.unk_id` is {short(unk)}, there are {len(vocab)} pieces")
     return ids, scores, unk
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert.source import HeaderValue
 from edgellm.errors import BadInputError
+from edgellm.formats.plain_json import short
 
 MAX_VOCAB = 1 << 21
 MAX_TOKEN_BYTES = 1 << 16
@@ -149,7 +150,7 @@ def parse_added(entries: object, where: str) -> list[AddedToken]:
             raise BadInputError(f"{where}: an entry of `added_tokens` is malformed: {str(entry)[:80]}")
         number = entry.get("id")
         if type(number) is not int:
-            raise BadInputError(f"{where}: token {entry['content'][:40]!r} has id {number!r}")
+            raise BadInputError(f"{where}: token {entry['content'][:40]!r} has id {short(number)}")
         special = entry.get("special") is True
         normalized, strips = entry.get("normalized", not special) is True, entry.get("rstrip") is True
         added.append(AddedToken(entry["content"], number, special, normalized, strips))
@@ -173,13 +174,15 @@ def make_table(vocab: Mapping[str, Any], added: Iterable[AddedToken], vocab_size
     for text, number in numbers:
         if type(number) is not int or not 0 <= number < vocab_size:
             raise BadInputError(
-                f"{where}: token {text[:40]!r} has id {number!r}, the model has {vocab_size} tokens",
+                f"{where}: token {text[:40]!r} has id {short(number)}, the model has {vocab_size} tokens",
                 hint="the tokenizer files belong to another model, or config.json has the wrong vocab_size",
             )
         if len(text) > MAX_TOKEN_BYTES // 4 and len(text.encode("utf-8")) > MAX_TOKEN_BYTES:
             raise BadInputError(f"{where}: token {number} is longer than {MAX_TOKEN_BYTES} bytes")
         if tokens[number] is not None and tokens[number] != text:
-            raise BadInputError(f"{where}: id {number} stands for both {tokens[number]!r} and {text[:40]!r}")
+            raise BadInputError(
+                f"{where}: id {number} stands for both {short(tokens[number])} and {short(text)}"
+            )
         tokens[number] = text
         kinds[number] = NORMAL
         if text in special:
