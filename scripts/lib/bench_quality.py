@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from edgellm import api
 from edgellm.checkpoint import open_checkpoint
 from edgellm.convert import pipeline, quality, search, writer
+from edgellm.convert.chunks import CHUNK_TOKENS
 from edgellm.machine import default_threads
 from edgellm.native.llama import LlamaModel, LlamaOptions
 
@@ -74,7 +75,7 @@ def bench_quality(text: Path, n_chunks: int, n_calibration_chunks: int, imatrix:
 
 def _spread(ids: list[int], n_chunks: int) -> list[int]:
     """n_chunks chunks spread evenly over the text, one after the other."""
-    n = quality.N_CTX
+    n = CHUNK_TOKENS
     starts = np.linspace(0, len(ids) // n - 1, min(n_chunks, len(ids) // n)).astype(int) * n
     return [token for start in starts for token in ids[start : start + n]]
 
@@ -135,7 +136,7 @@ def _load(path: Path) -> LlamaModel:
 def _divergence(setting: _Setting, path: Path) -> quality.Divergence:
     reference, candidate = _load(setting.reference), _load(path)
     try:
-        return quality.compare(reference, candidate, setting.ids, max_chunks=setting.n_chunks)
+        return quality.compare(reference, candidate, setting.ids, max_tokens=setting.n_chunks * CHUNK_TOKENS)
     finally:
         reference.close()
         candidate.close()

@@ -6,6 +6,7 @@ import unicodedata
 from pathlib import Path
 
 from edgellm.convert import imatrix
+from edgellm.convert.chunks import CHUNK_TOKENS
 from edgellm.native.llama import LlamaModel, LlamaOptions
 
 CHECK_TEXT = (Path(imatrix.__file__).parent / "check_text.txt").read_text(encoding="utf-8")
@@ -47,4 +48,4 @@ def test_it_gives_enough_chunks(smollm2_gguf: Path) -> None:
     model = LlamaModel(smollm2_gguf, LlamaOptions(n_threads=1), vocab_only=True)
     n_tokens = len(model.tokenize(TEXT, add_special=True, parse_special=False))
     model.close()
-    assert 16 <= n_tokens // imatrix.CHUNK_TOKENS <= imatrix.MAX_CHUNKS
+    assert 16 <= n_tokens // CHUNK_TOKENS <= imatrix.MAX_CHUNKS

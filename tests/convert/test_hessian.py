@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgellm.convert import hessian
+from edgellm.convert.chunks import CHUNK_TOKENS
 from edgellm.errors import BadInputError
 from edgellm.protocols import Observation
 from edgellm.shape import ModelShape
@@ -98,15 +99,17 @@ def test_passes_keep_what_shares_an_input_together_and_within_the_bound() -> Non
 def test_tokens_from_the_vocabulary_need_no_text_and_repeat() -> None:
     chunks = hessian.vocabulary_chunks(FakeBackend(), n_chunks=3)
     assert chunks == hessian.vocabulary_chunks(FakeBackend(), n_chunks=3)
-    assert [len(chunk) for chunk in chunks] == [hessian.N_CTX] * 3
+    assert [len(chunk) for chunk in chunks] == [CHUNK_TOKENS] * 3
     assert {chunk[0] for chunk in chunks} == {BOS}
     assert len({token for chunk in chunks for token in chunk}) > 250
     assert chunks != hessian.vocabulary_chunks(FakeBackend(), n_chunks=3, seed=1)
 
 
 def test_chunks_of_a_text_are_spread_over_it() -> None:
-    ids = [i // hessian.N_CTX for i in range(10 * hessian.N_CTX + 5)]
+    ids = [i // CHUNK_TOKENS for i in range(10 * CHUNK_TOKENS + 5)]
     chunks = hessian.text_chunks(FakeBackend(add_bos=False), ids, n_chunks=4)
     assert [chunk[-1] for chunk in chunks] == [0, 3, 6, 9]
-    assert hessian.text_chunks(FakeBackend(add_bos=False), [5, 6]) == [[5, 6]]
-    assert hessian.text_chunks(FakeBackend(), [5, 6]) == [[BOS, 6]]
+    with_bos = hessian.text_chunks(FakeBackend(), ids, n_chunks=1)
+    assert with_bos[0][0] == BOS
+    with pytest.raises(BadInputError, match="2 tokens are too few"):
+        hessian.text_chunks(FakeBackend(), [5, 6])

@@ -7,6 +7,7 @@ from pathlib import Path
 from edgellm.api.receipts import Progress
 from edgellm.api.unquantized import Unquantized
 from edgellm.convert import imatrix
+from edgellm.convert.chunks import chunk_tokens
 from edgellm.convert.imatrix import Calibration, ImportanceMatrix
 from edgellm.convert.imatrix_file import read_imatrix
 
@@ -41,7 +42,7 @@ def collect(
     model = unquantized.open()
     ids = model.tokenize(chosen.text, add_special=True, parse_special=False)
     is_encoder = unquantized.source.shape.is_encoder
-    length = imatrix.chunk_tokens(model.context_train, is_encoder=is_encoder)
+    length = chunk_tokens(model.context_train)
     total = min(len(ids) // length, imatrix.MAX_CHUNKS) * length
     done = 0
 

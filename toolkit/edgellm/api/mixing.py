@@ -13,6 +13,7 @@ from edgellm.api.receipts import Progress
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Provenance, Recipe
 from edgellm.convert import allocate, hessian, mixture, pipeline, search, writer
+from edgellm.convert.chunks import chunk_tokens
 from edgellm.convert.imatrix import Calibration
 from edgellm.formats.records import replace
 from edgellm.native.llama import LlamaModel, LlamaOptions
@@ -74,7 +75,7 @@ def _tokens(unquantized: Unquantized, calibration: Calibration, folder: Path) ->
             text=calibration.name,
             text_sha256=calibration.sha256,
             n_tokens=sum(map(len, hessian.text_chunks(model, ids))),
-            chunk_tokens=hessian.N_CTX,
+            chunk_tokens=chunk_tokens(model.context_train),
             model=source.checkpoint.name,
             model_sha256=unquantized.weights_sha256(),
             engine=f"{model.info.engine} {model.info.engine_version}",

@@ -16,6 +16,7 @@ from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Artifact, Receipt
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert import quality, quality_embeddings
+from edgellm.convert.chunks import chunk_tokens
 from edgellm.errors import BackendUnavailable, BadInputError, QualityError, SpecError
 from edgellm.formats.gguf_model import ENCODERS
 from edgellm.formats.records import read_bounded
@@ -206,9 +207,10 @@ def _compare_text(sides: _Sides, words: str) -> _Comparison:
     first: quality.Reference = found or sides.reference.open()
     max_kl, min_top1 = check.bounds(sides.quant)
     ids = tokenizer.encode(words, add_special=False, parse_special=False)
-    max_chunks = quality.QUICK_CHUNKS if check.mode == "quick" else quality.FULL_CHUNKS
-    total = min(len(ids) // quality.N_CTX, max_chunks) * (quality.N_CTX - 1)
-    seen = quality.compare(first, candidate, ids, max_chunks=max_chunks, progress=sides.counting(total))
+    max_tokens = quality.QUICK_TOKENS if check.mode == "quick" else quality.FULL_TOKENS
+    length = chunk_tokens(candidate.context_train)
+    total = min(len(ids), max_tokens) // length * (length - 1)
+    seen = quality.compare(first, candidate, ids, max_tokens=max_tokens, progress=sides.counting(total))
     golden = quality.golden_outputs(
         candidate, lambda prompt: tokenizer.encode(prompt, add_special=True, parse_special=False)
     )

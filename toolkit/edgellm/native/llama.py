@@ -22,6 +22,9 @@ from edgellm.report import RuntimeInfo
 
 __all__ = ["KV_TYPES", "LlamaBatcher", "LlamaModel", "LlamaOptions"]
 
+# Learned positions: beyond the table's end llama.cpp would abort.
+_POSITION_TABLES = {"gpt2", "starcoder"}
+
 
 class LlamaModel:
     """One GGUF file loaded by llama.cpp; a Backend.
@@ -158,12 +161,23 @@ class LlamaModel:
         """Make KV caches for that many sequences of `context` tokens each.
 
         Raises:
+            SpecError: the model has a table of positions, and it ends before `context`.
             UnsupportedError: an observer was given, and this llama.cpp lays out its tensors differently.
         """
         self._check_open()
+        if context > self.context_train and self._architecture() in _POSITION_TABLES:
+            raise SpecError(
+                f"context {context}: this model's table of positions ends at {self.context_train}",
+                hint=f"use --context {self.context_train} or less",
+            )
         return LlamaBatcher(
             self, self._model, self.options, n_sequences=n_sequences, context=context, observer=observer
         )
+
+    def _architecture(self) -> str:
+        buffer = ctypes.create_string_buffer(64)
+        n = self._lib.llama_model_meta_val_str(self._model, b"general.architecture", buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if n > 0 else ""
 
     def open_embedder(
         self, *, context: int, pooling: AskedPooling = "model", observer: Observer | None = None
