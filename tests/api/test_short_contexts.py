@@ -37,13 +37,13 @@ def test_importance_and_mixes_stay_within_the_context(made: dict[str, Made], tmp
     collected = api.convert(directory, quant="Q4_0", tensor_types=["ffn_down=IQ2_S"], output=tmp_path / "a")
     assert collected.manifest.importance is not None
     assert collected.manifest.importance.chunk_tokens == 256
-    mixed = api.convert(directory, bpw=6.0, output=tmp_path / "b")
+    mixed = api.convert(directory, bpw=9.0, output=tmp_path / "b")
     assert mixed.manifest.importance is not None
     assert mixed.manifest.importance.chunk_tokens == 256
     words = tmp_path / "words.txt"
     words.write_text("too short")
     with pytest.raises(BadInputError, match="too few"):
-        api.convert(directory, bpw=6.0, calibration=words, output=tmp_path / "c")
+        api.convert(directory, bpw=9.0, calibration=words, output=tmp_path / "c")
 
 
 def test_native_code_is_not_asked_beyond_the_table_of_positions(

@@ -13,7 +13,7 @@ from edgellm.api.receipts import Progress
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Provenance, Recipe
 from edgellm.convert import allocate, hessian, mixture, pipeline, search, writer
-from edgellm.convert.chunks import chunk_tokens
+from edgellm.convert.chunks import chunk_tokens, cut
 from edgellm.convert.imatrix import Calibration
 from edgellm.formats.records import replace
 from edgellm.native.llama import LlamaModel, LlamaOptions
@@ -71,11 +71,13 @@ def _tokens(unquantized: Unquantized, calibration: Calibration, folder: Path) ->
     model = LlamaModel(path, LlamaOptions(n_threads=1), vocab_only=True)
     try:
         ids = model.tokenize(calibration.text, add_special=False, parse_special=False)
+        length = chunk_tokens(source.shape.context_train)
+        n_chunks = min(hessian.N_CHUNKS, len(cut(ids, length, calibration.name)))
         provenance = Provenance(
             text=calibration.name,
             text_sha256=calibration.sha256,
-            n_tokens=sum(map(len, hessian.text_chunks(model, ids))),
-            chunk_tokens=chunk_tokens(model.context_train),
+            n_tokens=n_chunks * length,
+            chunk_tokens=length,
             model=source.checkpoint.name,
             model_sha256=unquantized.weights_sha256(),
             engine=f"{model.info.engine} {model.info.engine_version}",
