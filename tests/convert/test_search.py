@@ -41,8 +41,9 @@ def load(path: Path) -> LlamaModel:
 def find(source: Source, folder: Path, max_bytes: int, **options: Any) -> search.Mix:
     header_bytes = writer.header_bytes(source, source.base_types(), source.header, folder)
     settings: dict[str, Any] = {"text_ids": IDS, "n_chunks": 3, "max_probes": 9} | options
-    return search.search(
-        source, load, folder, max_bytes=max_bytes, header_bytes=header_bytes, n_workers=2, **settings
+    search.check_budget(source, max_bytes=max_bytes, header_bytes=header_bytes)
+    return search.measure(source, load, folder, header_bytes=header_bytes, n_workers=2, **settings).mix(
+        max_bytes
     )
 
 
@@ -85,13 +86,20 @@ def test_only_permitted_types_are_chosen(source: Source, tmp_path: Path) -> None
     assert wide <= {name for name in source.shape.tensors if "ffn_down" in name}
 
 
-def test_a_budget_below_the_smallest_is_refused_before_anything_runs(source: Source, tmp_path: Path) -> None:
-    def never(path: Path) -> LlamaModel:
-        raise AssertionError(path)
-
+def test_a_budget_below_the_smallest_is_refused_without_running_anything(source: Source) -> None:
     with pytest.raises(SpecError, match="below the smallest file"):
-        search.search(source, never, tmp_path, max_bytes=1000, header_bytes=100, text_ids=IDS, n_workers=1)
-    assert list(tmp_path.iterdir()) == []
+        search.check_budget(source, max_bytes=1000, header_bytes=100)
+
+
+def test_a_model_with_weights_beyond_f16_is_run_in_f32(tmp_path: Path) -> None:
+    large = np.full((128, 128), 1e5, dtype=np.float32)
+    directory = tiny_llama.write_tiny_llama(
+        tmp_path / "hf", WIDE, tensors={"model.layers.0.self_attn.q_proj.weight": large}
+    )
+    found = tiny_llama.read_source(directory)
+    search._write_working_copy(tmp_path / "working.gguf", found, 1)
+    written_types = {t.name: t.type_name for t in open_checkpoint(tmp_path / "working.gguf").tensors.values()}
+    assert set(written_types.values()) == {"F32"}
 
 
 def test_probes_restore_what_they_changed_and_rank_parts(
@@ -160,7 +168,5 @@ def test_the_space_that_a_search_needs_is_said_before(source: Source, tmp_path: 
     find(source, tmp_path, 1 << 30)
     factors = sum(path.stat().st_size for path in tmp_path.iterdir())
     whole = search.needed_bytes(source)
-    working = writer.needed_bytes(source, dict.fromkeys(source.base_types(), "Q8_0") | {
-        name: kind for name, kind in source.base_types().items() if "norm" in name
-    })  # fmt: skip
-    assert factors < (whole - working) * 1.1
+    in_f32 = writer.needed_bytes(source, dict.fromkeys(source.base_types(), "F32"))
+    assert factors < (whole - in_f32) * 1.1

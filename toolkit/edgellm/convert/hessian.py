@@ -67,8 +67,8 @@ class Moments:
 
 def vocabulary_chunks(backend: Backend, *, n_chunks: int = N_CHUNKS, seed: int = 0) -> list[list[int]]:
     """Chunks of token ids drawn evenly from the vocabulary: a probe of the weights that needs no text."""
-    draw = np.random.default_rng(seed)
     length = chunk_tokens(backend.context_train)
+    draw = np.random.default_rng(seed)
     chunks = draw.integers(0, backend.vocab_size, (n_chunks, length)).tolist()
     return [_with_bos(backend, chunk) for chunk in chunks]
 
@@ -77,7 +77,7 @@ def text_chunks(backend: Backend, ids: Sequence[int], *, n_chunks: int = N_CHUNK
     """At most n_chunks chunks of token ids, spread evenly over a text.
 
     Raises:
-        BadInputError: the text is shorter than one.
+        BadInputError: the text is shorter than one chunk.
     """
     whole = cut(ids, chunk_tokens(backend.context_train), "the calibration text")
     picked = np.unique(np.linspace(0, len(whole) - 1, min(n_chunks, len(whole))).astype(int))

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgellm.convert import allocate, hessian, sensitivity, writer
-from edgellm.convert.allocate import Allocation
+from edgellm.convert.allocate import Allocation, Candidate
 from edgellm.convert.rounding import make_encoder
 from edgellm.convert.rounding.encoder import Encode
 from edgellm.convert.sensitivity import Load
 from edgellm.convert.source import Source
+from edgellm.errors import BadInputError
 from edgellm.formats import ggml_types
 
 # Every llama.cpp reads these; a target may permit fewer.
@@ -36,12 +37,33 @@ class Mix(NamedTuple):
     encode: Encode
 
 
-def search(
+class Measured(NamedTuple):
+    """What is known of a model's tensors; any number of budgets may be tried on it.
+
+    Attributes:
+        candidates: tensor -> types with their bytes and damage, in nats per token.
+        fixed_bytes: the header, and the tensors whose type is not chosen.
+        encode: for `writer.write_gguf`, as long as the folder of `measure` is there.
+    """
+
+    candidates: dict[str, list[Candidate]]
+    fixed_bytes: int
+    encode: Encode
+
+    def mix(self, max_bytes: int) -> Mix:
+        """The mix with the least damage in a file of at most that many bytes.
+
+        Raises:
+            SpecError: even the smallest file is larger; the hint says what would fit.
+        """
+        return Mix(allocate.allocate(self.candidates, self.fixed_bytes, max_bytes), self.encode)
+
+
+def measure(
     source: Source,
     load: Load,
     folder: Path,
     *,
-    max_bytes: int,
     header_bytes: int,
     text_ids: Sequence[int] | None,
     n_workers: int,
@@ -50,26 +72,25 @@ def search(
     max_probes: int = sensitivity.MAX_PROBES,
     memory_bytes: int = hessian.MEMORY_BYTES,
     progress: Progress | None = None,
-) -> Mix:
-    """Choose types and an encoder.
+) -> Measured:
+    """Run the model and measure the damage of each type in each tensor.
 
     Args:
         source: the model, its vocabulary in the header.
         load: opens a GGUF as a Backend that can be observed.
-        folder: for a copy of the model in Q8_0, which is what is run, and for factors; `needed_bytes` says how much. It
-            must live as long as the encoder is used.
-        max_bytes: bound on the file;  header_bytes: of the file to be written, see `writer.header_bytes`.
+        folder: for a copy of the model in F16 or F32, which is what is run, and for factors; `needed_bytes` says how
+            much. It must live as long as the encoder is used.
+        header_bytes: of the file to be written, see `writer.header_bytes`.
         text_ids: token ids of a calibration text, or None for tokens drawn from the vocabulary.
         permitted: types to choose from.
         progress: called with (stage, done, total).
 
     Raises:
-        SpecError: the budget is below the smallest file.  UnsupportedError: the backend cannot be observed.
+        UnsupportedError: the backend cannot be observed.
     """
     types = sensitivity.choosable(source, permitted)
-    _refuse_early(source, types, header_bytes, max_bytes)
     working = folder / "working.gguf"
-    writer.write_gguf(working, source, _working_types(source), source.header, n_workers=n_workers)
+    _write_working_copy(working, source, n_workers)
     moments, chunks = _collect(working, source, load, folder, text_ids, n_chunks, memory_bytes, progress)
     errors = sensitivity.output_errors(
         source, types, moments, progress=_counted(progress, "errors", len(types))
@@ -89,21 +110,50 @@ def search(
     )
     working.unlink()
     options = sensitivity.candidates(source, errors, measured, probe_types)
-    return Mix(allocate.allocate(options, fixed_bytes(source, types, header_bytes), max_bytes), encode)
+    return Measured(options, fixed_bytes(source, types, header_bytes), encode)
+
+
+def check_budget(
+    source: Source, *, max_bytes: int, header_bytes: int, permitted: Sequence[str] = TYPES
+) -> None:
+    """Refuse a budget that nothing fits, before anything is run.
+
+    Raises:
+        SpecError: it is below the smallest file; the hint says what would fit.
+    """
+    types = sensitivity.choosable(source, permitted)
+    shapes = source.shape.tensors
+    sizes = {
+        name: [Candidate(kind, allocate.padded_bytes(shapes[name], kind), 0.0) for kind in options]
+        for name, options in types.items()
+    }
+    allocate.allocate(sizes, fixed_bytes(source, types, header_bytes), max_bytes)
 
 
 def needed_bytes(source: Source) -> int:
-    """Bytes that `search` puts into its folder: the copy of the model, and the factors."""
+    """Bytes that `search` puts into its folder at most: the copy of the model, and the factors."""
     factors = sum(4 * columns * columns for columns in hessian.matrix_columns(source.shape))
-    return writer.needed_bytes(source, _working_types(source)) + factors
+    return writer.needed_bytes(source, _working_types(source, "F32")) + factors
 
 
-def _working_types(source: Source) -> dict[str, str]:
-    """Q8_0 where a row can have it: half the time and space of 16 bits, and next to no error."""
-    return {
-        **source.base_types(),
-        **{name: types[0] for name, types in sensitivity.choosable(source, ("Q8_0",)).items()},
-    }
+def _write_working_copy(path: Path, source: Source, n_workers: int) -> None:
+    """What is run: in F16, or in F32 where a weight is beyond F16.
+
+    Not in BF16 or Q8_0, where inputs are rounded as coarsely as the weights: any change of an early layer, however
+    small, then moves the output by 0.0002 or 0.0035 nats (SmolLM2-135M; F16: 0.000005), as much as a probe measures.
+    """
+    for kind in ("F16", "F32"):
+        try:
+            writer.write_gguf(path, source, _working_types(source, kind), source.header, n_workers=n_workers)
+        except BadInputError:
+            if kind == "F32":
+                raise
+        else:
+            return
+
+
+def _working_types(source: Source, kind: str) -> dict[str, str]:
+    return source.base_types() | dict.fromkeys(sensitivity.choosable(source, (kind,)), kind)
 
 
 def fixed_bytes(source: Source, chosen_for: Sequence[str] | dict[str, list[str]], header_bytes: int) -> int:
@@ -111,16 +161,6 @@ def fixed_bytes(source: Source, chosen_for: Sequence[str] | dict[str, list[str]]
     base = source.base_types()
     kept = (t for t in source.tensors if t.name not in chosen_for)
     return header_bytes + sum(allocate.padded_bytes(t.shape, base[t.name]) for t in kept)
-
-
-def _refuse_early(source: Source, types: dict[str, list[str]], header_bytes: int, max_bytes: int) -> None:
-    """A budget that nothing fits is refused before anything is run."""
-    shapes = source.shape.tensors
-    sizes = {
-        name: [allocate.Candidate(kind, allocate.padded_bytes(shapes[name], kind), 0.0) for kind in options]
-        for name, options in types.items()
-    }
-    allocate.allocate(sizes, fixed_bytes(source, types, header_bytes), max_bytes)
 
 
 def _collect(

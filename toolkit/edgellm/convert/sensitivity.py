@@ -160,8 +160,8 @@ def probe(
     """Measure each group's KL divergence, with its tensors in their probe types and all others as they are.
 
     Args:
-        working: a GGUF of the source in float types or Q8_0, which hardly differ from it. It is changed in place; its
-            own bytes are put back after each probe.
+        working: a GGUF of the source in F16 or F32. It is changed in place; its own bytes are put back after each
+            probe.
         encode: as the writer will call it.
         load: opens a GGUF; what it returns is closed here.
         chunks: token ids; the first PROBE_TOKENS of the first PROBE_CHUNKS are run.
