@@ -211,7 +211,7 @@ def _log_probabilities(load: Load, path: Path, tokens: Sequence[list[int]]) -> l
     """(n_tokens, n_vocab) per chunk."""
     backend = load(path)
     try:
-        batcher = backend.open(n_sequences=1, context=PROBE_TOKENS)
+        batcher = backend.open(n_sequences=1, context=max(map(len, tokens)))
         try:
             return [_run(batcher, chunk, backend.vocab_size) for chunk in tokens]
         finally:
