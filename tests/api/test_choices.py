@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from edgellm import api
 from edgellm.convert.imatrix_file import read_imatrix
 from edgellm.errors import BadInputError, OutputExistsError, SpecError
 from edgellm.formats.gguf import read_gguf
-from tests.support import oracle
+from tests.support import cli, oracle
 from tests.support.tiny_llama import write_tiny_llama
 
 # Rows of 256, so that every type fits; a context that holds a chunk.
@@ -206,3 +207,60 @@ def test_budgets_that_cannot_be(wide: Path, tmp_path: Path, choices: dict[str, A
     with pytest.raises(SpecError, match=words):
         api.convert(wide, output=tmp_path / "out", target="rpi5", **choices)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "notes.txt", "model.gguf"])
+def test_an_adapter_never_replaces_anything_else(wide: Path, tmp_path: Path, name: str) -> None:
+    """Not the base it is read beside, not a model, not a file of the user's, with force or without."""
+    adapter = write_adapter(tmp_path / "adapter")
+    base = tmp_path / "base"
+    shutil.copytree(wide, base)
+    if name == "model.gguf":
+        api.convert(wide, quant="Q8_0", output=tmp_path / "made")
+        shutil.copyfile(tmp_path / "made" / "model.gguf", base / name)
+    elif name == "notes.txt":
+        (base / name).write_text("mine")
+    before = (base / name).read_bytes()
+    with pytest.raises(OutputExistsError, match="not replaced"):
+        api.convert_adapter(base, adapter, output=base / name, force=True)
+    assert (base / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "option", [["--dry-run"], ["--verify", "full"], ["--max-bytes", "1M"], ["--target", "rpi5"]]
+)
+def test_options_that_do_not_apply_to_an_adapter_are_named(
+    wide: Path, tmp_path: Path, option: list[str]
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    lines = cli.refused(
+        64, "convert", wide, "--lora", adapter, "--lora-as", "adapter", "-o", tmp_path / "a.gguf", *option
+    )
+    assert option[0] in lines[0]
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def test_a_bound_without_a_comparison_is_refused(wide: Path, tmp_path: Path) -> None:
+    for bound in ({"max_kl": 0.1}, {"min_cosine": 0.9}, {"engine": "gguf"}):
+        with pytest.raises(SpecError, match="without a comparison"):
+            api.convert(wide, quant="Q8_0", output=tmp_path / "out", **bound)  # type: ignore[arg-type]
+    api.convert(wide, quant="Q8_0", output=tmp_path / "out")
+    with pytest.raises(SpecError, match=r"--max-kl without a comparison"):
+        api.verify(tmp_path / "out", max_kl=0.1)
+
+
+def test_a_planned_budget_names_no_types_and_is_checked(wide: Path) -> None:
+    plan = api.plan_conversion(wide, max_bytes=700_000)
+    assert plan.recipe.tensor_types == {}
+    assert plan.needed_bytes == 700_000
+    with pytest.raises(SpecError, match="below the smallest"):
+        api.plan_conversion(wide, max_bytes=10_000)
+
+
+def test_importance_that_cannot_be_collected_is_refused_in_planning(wide: Path) -> None:
+    with pytest.raises(SpecError, match=r"token_embd\.weight in IQ1_S"):
+        api.plan_conversion(wide, quant="Q4_0", token_embedding_type="IQ1_S")
+    plan = api.plan_conversion(wide, quant="Q4_0", tensor_types=["ffn_down=IQ2_XS"])
+    assert plan.recipe.imatrix == "collected"
+    said = next(r.because for r in plan.recipe.reasons if r.choice.startswith("importance matrix"))
+    assert "ffn_down.weight in IQ2_XS" in said

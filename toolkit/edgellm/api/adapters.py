@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgellm import machine, staging
 from edgellm.api import models
 from edgellm.convert import lora, pipeline
-from edgellm.errors import OutputExistsError, SpecError
+from edgellm.errors import EdgeLLMError, OutputExistsError, SpecError
+from edgellm.formats.gguf import read_gguf
 
 
 def convert_adapter(
@@ -35,9 +38,25 @@ def convert_adapter(
         raise SpecError(f"an adapter in {type_name}", hint="F32, F16 and BF16 can be written")
     found = lora.read_adapter(adapter)
     final = output or Path(f"{found.name}-lora.gguf")
-    if final.exists() and not force:
-        raise OutputExistsError(f"{final}: exists already", hint="use --force, or another -o")
     source = pipeline.read_source(models.resolve(base, weights=bool(found.copies)))
+    _check_output(final, (*found.files, *source.checkpoint.files), force=force)
     with staging.staged_file(final) as temporary:
         lora.write_adapter(temporary, source, found, type_name=kind, n_workers=machine.usable_cores())
     return final
+
+
+def _check_output(final: Path, read: Sequence[Path], *, force: bool) -> None:
+    """Refuse to replace anything but an adapter in GGUF that is not itself being read."""
+    if not os.path.lexists(final):
+        return
+    if not force:
+        raise OutputExistsError(f"{final}: exists already", hint="use --force, or another -o")
+    is_read = any(path.exists() and path.samefile(final) for path in read if final.exists())
+    try:
+        kind = None if is_read else read_gguf(final).get("general.type", str, None)
+    except EdgeLLMError:
+        kind = None
+    if kind != "adapter":
+        raise OutputExistsError(
+            f"{final}: is not an adapter in GGUF, so it is not replaced", hint="use another -o"
+        )

@@ -21,7 +21,7 @@ from edgellm.convert import chat_templates, lora, mixture, pipeline, search, wri
 from edgellm.convert import recipe as recipes
 from edgellm.convert.imatrix import ImportanceMatrix
 from edgellm.convert.source import Source
-from edgellm.errors import OutputExistsError
+from edgellm.errors import OutputExistsError, SpecError
 from edgellm.formats.records import replace
 from edgellm.runtime.chat import check_template
 from edgellm.targets import Target
@@ -104,13 +104,18 @@ def plan_conversion(
     recipe = recipes.make_recipe(chosen, source, _options(choices, importance))
     if adapter:
         recipe = lora.say_merged(recipe, adapter)
+    needed_bytes = writer.needed_bytes(source, recipe.tensor_types or source.base_types())
+    if recipe.quant == mixture.MIX:
+        needed_bytes = recipe.predicted_memory_bytes["weights"]
+        search.check_budget(source, max_bytes=needed_bytes, header_bytes=0)
+    chat_templates.choose_chat_template(source.checkpoint, choices.get("chat_template"))
     place = Path(output) if output is not None else Path(f"{source.checkpoint.name}-{chosen.id}")
     return Plan(
         source=source,
         target=chosen,
         recipe=recipe,
         output=place,
-        needed_bytes=writer.needed_bytes(source, recipe.tensor_types),
+        needed_bytes=needed_bytes,
         warnings=pipeline.conversion_warnings(source, recipe),
         adapter=adapter,
         importance=importance,
@@ -152,6 +157,7 @@ def convert(
         OutputExistsError, OutputError: the output is there already, or cannot be written.
         QualityError: further from the source than allowed; the result is kept beside the output as NAME.rejected.
     """
+    _check_asked(verify, max_kl=max_kl, min_cosine=min_cosine, engine=engine)
     plan = plan_conversion(model, target=target, output=output, **choices)
     final = plan.output
     check = Check(
@@ -183,6 +189,18 @@ def convert(
             manifest = _held_to(check, manifest, unquantized, folder, final, progress)
         artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
     return artifact.open_directory(final)
+
+
+def _check_asked(verify: Verify, *, max_kl: float | None, min_cosine: float | None, engine: Engine) -> None:
+    """A bound that nothing is held to must not look as if it had held."""
+    given = {
+        "--max-kl": max_kl is not None,
+        "--min-cosine": min_cosine is not None,
+        "--reference-engine": engine != "auto",
+    }
+    name = next((name for name, is_given in given.items() if is_given), None)
+    if verify == "none" and name:
+        raise SpecError(f"{name} without a comparison", hint="add --verify quick or --verify full")
 
 
 def _measured(

@@ -46,20 +46,21 @@ def search_mix(
     writer.check_free_space(cache, search.needed_bytes(source))
     folder = stack.enter_context(staging.scratch_directory(cache, "mix"))
     # The name of the mix and the hashes of the parents are not known yet; their lengths are.
-    named = replace(recipe, quant=f"{mixture.MIX}_00.00")
+    named = replace(recipe, quant=f"{mixture.MIX}_00.00", tensor_types=source.base_types())
     hashes = {source.checkpoint.name_of(path): "0" * 64 for path in source.checkpoint.files}
     header = pipeline.model_header(pipeline.with_provenance(source, hashes), named)
-    header_bytes = writer.header_bytes(source, recipe.tensor_types, header, folder)
+    header_bytes = writer.header_bytes(source, named.tensor_types, header, folder)
     n_bytes = max_bytes or allocate.max_file_bytes(source.shape, header_bytes=header_bytes, bpw=bpw or 0.0)
+    search.check_budget(source, max_bytes=n_bytes, header_bytes=header_bytes)
     ids, provenance = (None, None) if without_text else _tokens(unquantized, read_text(text), folder)
 
     def load(path: Path) -> LlamaModel:
         return models.open_backend(path, LlamaOptions(n_threads=machine.default_threads()))
 
-    mix = search.search(
-        source, load, folder, max_bytes=n_bytes, header_bytes=header_bytes, n_workers=machine.usable_cores(),
-        text_ids=ids, progress=progress,
+    measured = search.measure(
+        source, load, folder, header_bytes=header_bytes, n_workers=machine.usable_cores(), text_ids=ids, progress=progress
     )  # fmt: skip
+    mix = measured.mix(n_bytes)
     return mix, provenance
 
 

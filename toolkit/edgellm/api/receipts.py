@@ -184,9 +184,10 @@ def rejected(receipt: Receipt, what: str, *, kept: str = "") -> QualityError:
         what: the artifact.  kept: what became of it.
     """
     option = "less with --min-cosine" if receipt.kind == "embedding" else "more with --max-kl"
-    return QualityError(
-        f"{what}: {why_rejected(receipt)}{kept}", hint=f"choose a type with more bits, or allow {option}"
-    )
+    hint = f"choose a type with more bits, or allow {option}"
+    if receipt.same_parents is False:
+        hint = "the reference is not what it was made from (an adapter, another revision?): compare with that"
+    return QualityError(f"{what}: {why_rejected(receipt)}{kept}", hint=hint)
 
 
 def _read_text(path: Path) -> _Text:

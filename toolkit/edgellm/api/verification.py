@@ -10,7 +10,7 @@ from edgellm.api.receipts import Check, Engine, Mode, Progress, make_receipt, re
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Artifact, Receipt
 from edgellm.convert import pipeline
-from edgellm.errors import ArtifactError
+from edgellm.errors import ArtifactError, SpecError
 
 
 def verify(
@@ -32,6 +32,13 @@ def verify(
     Raises:
         ArtifactError, BadInputError: it is not what its manifest says.  QualityError: further than allowed.
     """
+    given = {
+        "--max-kl": max_kl is not None, "--min-cosine": min_cosine is not None, "--text": text is not None,
+        "--reference-engine": engine != "auto", "--full": mode != "quick",
+    }  # fmt: skip
+    name = next((name for name, is_given in given.items() if is_given), None)
+    if reference is None and name:
+        raise SpecError(f"{name} without a comparison", hint="add --reference MODEL")
     opened = models.open_artifact(path)
     done = 0
     total = sum(entry.n_bytes for entry in opened.manifest.files)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edgellm.cli.common import (
     FiniteRange,
@@ -86,7 +87,7 @@ from edgellm.cli.common import (
 @click.option(
     "--chat-template",
     metavar="NAME|FILE",
-    help="alpaca, dolly, openassistant, vicuna, or a file; by default the model's own.",
+    help="alpaca, dolly, openassistant, openassistant-llama, vicuna, or a file; by default the model's own.",
 )
 @click.option(
     "--verify",
@@ -162,6 +163,21 @@ def _convert_adapter(
 
     if choices["lora"] is None:
         raise SpecError("--lora-as adapter without an adapter", hint="add --lora DIR")
+    context = click.get_current_context()
+    kept = {"model", "output", "quant", "force", "as_json", "lora", "lora_as"}
+    given = (
+        parameter
+        for parameter in context.command.params
+        if parameter.name not in kept
+        and parameter.name is not None
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    )
+    other = next(given, None)
+    if other is not None:
+        raise SpecError(
+            f"{other.opts[-1]} with --lora-as adapter: the adapter alone is written, the model is not converted",
+            hint=f"leave {other.opts[-1]} out",
+        )
     path = api.convert_adapter(model, choices["lora"], output=output, type_name=choices["quant"], force=force)
     if as_json:
         print_json({"adapter": str(path), "n_bytes": path.stat().st_size})

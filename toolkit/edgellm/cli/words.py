@@ -26,11 +26,17 @@ def receipt_line(receipt: Receipt) -> str:
         return (
             f"{receipt.verdict}: cosine with the embeddings of {receipt.reference} {receipt.cosine_min:.6f} or more, "
             f"{receipt.cosine_mean:.6f} on average (over {receipt.n_texts} texts of {receipt.n_tokens} tokens together; "
-            f"at least {receipt.min_cosine:g} is asked for; reference by {receipt.reference_engine})"
+            f"at least {receipt.min_cosine:g} is asked for; reference by {receipt.reference_engine}{_origin(receipt)})"
         )
     return (
         f"{receipt.verdict}: KL {receipt.kl_mean:.4f} +- {receipt.kl_mean_error:.4f} nats/token from {receipt.reference}, "
         f"same top token {receipt.top1_agreement:.1%} +- {receipt.top1_agreement_error:.1%}, "
         f"perplexity x {receipt.perplexity_ratio:.4f} (over {receipt.n_tokens} tokens; allowed KL {receipt.max_kl:g}; "
-        f"reference by {receipt.reference_engine})"
+        f"reference by {receipt.reference_engine}{_origin(receipt)})"
     )
+
+
+def _origin(receipt: Receipt) -> str:
+    """Whether the reference is what the artifact was made from, where that is known."""
+    said = {True: ", hash by hash what it was made from", False: ", not what it was made from"}
+    return said.get(receipt.same_parents, "") if receipt.same_parents is not None else ""

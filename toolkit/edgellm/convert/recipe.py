@@ -73,7 +73,7 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
     reasons = [
         Reason(choice=f"quant {choice.quant}", because=why_quant),
         *_fallbacks(choice.quant, source, mix.fallbacks),
-        *_importance(choice.quant, mix.imatrix),
+        _importance(mix),
         Reason(choice=f"context {choice.context}", because=why_context),
         *([Reason(choice=f"kv_type {kv_type}", because=why_kv_type)] if kv_type else []),
     ]
@@ -103,7 +103,7 @@ def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Reci
 
 
 def _budgeted(target: Target, source: Source, options: ConvertOptions) -> Recipe:
-    """The recipe of a mix whose types are measured while converting; until then those of the best named mix below."""
+    """The recipe of a mix whose types are measured while converting: until then it names none."""
     _check_budget(options)
     shape = source.shape
     n_bytes = options.max_bytes or int((options.bpw or 0) * shape.n_params / 8)
@@ -114,10 +114,7 @@ def _budgeted(target: Target, source: Source, options: ConvertOptions) -> Recipe
             f"{source.checkpoint.name} gives embeddings: a mix of our own is measured on what a model generates",
             hint="choose a type with --quant",
         )
-    mixes = _Mixes(source, ConvertOptions(imatrix="none"))
-    below = (name for name in fit.LADDER if shape.weight_bytes(mixes.of(name).types) <= n_bytes)
-    types = mixes.of(next(below, fit.LADDER[-1])).types
-    memory = shape.memory(types, context, kv_type)._replace(weights=n_bytes)
+    memory = shape.memory(source.base_types(), context, kv_type)._replace(weights=n_bytes)
     fit.check(target, memory, f"a mix of {format_bytes(n_bytes)} at {context} tokens")
     asked = f"{options.bpw:g} bits per weight" if options.bpw else format_bytes(n_bytes)
     how = {
@@ -135,13 +132,13 @@ def _budgeted(target: Target, source: Source, options: ConvertOptions) -> Recipe
     return Recipe(
         format="gguf",
         quant=mixture.MIX,
-        tensor_types=types,
+        tensor_types={},
         kv_type=kv_type,
         context=context,
         threads=target.defaults.threads,
         offload=target.defaults.offload,
         steps=[
-            *_steps(source, types)[:-1],
+            *_steps(source, {})[:-1],
             f"measure, choose and write types in at most {format_bytes(n_bytes)}",
         ],
         reasons=reasons,
@@ -200,6 +197,7 @@ class _Mix(NamedTuple):
     types: dict[str, str]
     fallbacks: list[str]
     imatrix: Literal["none", "collected", "file"]
+    because: str = ""
 
 
 class _Mixes:
@@ -228,21 +226,30 @@ class _Mixes:
         types, fallbacks = mixture.named_mix(
             quant, shape, base_types, has_imatrix=has_file, overrides=overrides
         )
-        if self._options.imatrix == "auto" and mixture.need_importance(quant, shape, types):
+        needed = mixture.need_importance(quant, shape, types)
+        if self._options.imatrix == "auto" and needed:
+            _refuse_uncollectable(needed, types)
             types, fallbacks = mixture.named_mix(
                 quant, shape, base_types, has_imatrix=True, overrides=overrides
             )
-            return _Mix(types, fallbacks, "collected")
+            because = f"{needed[0]} in {types[needed[0]]} is noise without one; collected on a text before converting"
+            return _Mix(types, fallbacks, "collected", because)
         return _Mix(types, fallbacks, "file" if has_file else "none")
 
 
-def _importance(quant: str, imatrix: str) -> list[Reason]:
-    because = {
-        "none": "not asked for, and no type here needs one",
-        "file": "asked for",
-        "collected": f"{quant} is noise without one; collected on a text before converting",
-    }
-    return [Reason(choice=f"importance matrix: {imatrix}", because=because[imatrix])]
+def _importance(mix: _Mix) -> Reason:
+    because = {"none": "not asked for, and no type here needs one", "file": "asked for"}
+    return Reason(choice=f"importance matrix: {mix.imatrix}", because=mix.because or because[mix.imatrix])
+
+
+def _refuse_uncollectable(needed: list[str], types: dict[str, str]) -> None:
+    """Only the weights of layers are looked at while collecting."""
+    outside = next((name for name in needed if not name.startswith("blk.")), None)
+    if outside:
+        raise SpecError(
+            f"{outside} in {types[outside]} needs an importance matrix, and none can be collected for it",
+            hint="give it a type from Q2_K on, or --imatrix FILE with an entry for it",
+        )
 
 
 def _fallbacks(quant: str, source: Source, fallbacks: list[str]) -> list[Reason]:

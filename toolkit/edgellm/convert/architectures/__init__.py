@@ -63,7 +63,7 @@ _MODULES = (
     starcoder2,
 )
 ONNX_HINT = (
-    "models that llama.cpp cannot run go to ONNX: export it with optimum; `edgellm convert --format onnx` is not in this "
+    "models that llama.cpp cannot run go to ONNX: optimum-cli export onnx --model DIR OUT; edgellm writes none in this "
     "version"
 )
 FAMILIES: dict[str, Family] = {name: module.FAMILY for module in _MODULES for name in module.FAMILY.classes}
