@@ -90,6 +90,10 @@ def test_a_matrix_from_a_file_is_used_and_named(wide: Path, tmp_path: Path) -> N
     assert made.manifest.recipe.imatrix == "file"
     assert made.manifest.importance is not None
     assert made.manifest.importance.file_sha256
+    assert made.manifest.warnings == []
+    other = write_tiny_llama(tmp_path / "other", WIDE, dtype="BF16")
+    foreign = api.convert(other, quant="Q4_K_M", imatrix=matrix, output=tmp_path / "third", target="rpi5")
+    assert any("other weights (wide)" in warning for warning in foreign.manifest.warnings)
     plain = api.convert(wide, quant="Q4_K_M", output=tmp_path / "plain", target="rpi5")
     assert plain.manifest.importance is None
     assert Path(made.model_path).read_bytes() != Path(plain.model_path).read_bytes()

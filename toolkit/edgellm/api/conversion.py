@@ -180,6 +180,7 @@ def convert(
         source = _with_template_checked(source)
         unquantized = stack.enter_context(Unquantized(source))
         recipe, encoding = _measured(plan, unquantized, choices, stack, progress)
+        source = _with_importance_noted(source, encoding.importance, unquantized)
         folder = stack.enter_context(staging.staged_directory(final, force=force))
         manifest = pipeline.convert(
             source, plan.target, recipe, folder, n_workers=jobs or machine.usable_cores(), argv=list(sys.argv),
@@ -291,6 +292,21 @@ def _with_weights(plan: Plan, progress: Progress | None) -> Source:
     # A tokenizer that cannot be converted is refused before the download, not after it.
     pipeline.add_vocabulary(plan.source, launch.TOKENIZERS)
     return _read(models.with_weights(plan.source.checkpoint, progress), plan.adapter)
+
+
+def _with_importance_noted(
+    source: Source, importance: ImportanceMatrix | None, unquantized: Unquantized
+) -> Source:
+    """The source with notes where the importance matrix is of other weights, or has not seen every expert."""
+    if importance is None:
+        return source
+    notes = []
+    said = importance.provenance
+    if said.model_sha256 is not None and said.model_sha256 != unquantized.weights_sha256():
+        notes.append(f"the importance matrix was collected on other weights ({said.model or 'not named'})")
+    if unseen := importance.unseen_experts():
+        notes.append(f"{unseen} experts met no token while it was collected: all their columns count alike")
+    return dataclasses.replace(source, notes=(*source.notes, *notes))
 
 
 def _with_template_checked(source: Source) -> Source:
