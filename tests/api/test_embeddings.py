@@ -182,9 +182,11 @@ def test_bounds_of_the_other_kind_are_refused_before_anything_is_written(
     encoder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(SpecError, match="held to a cosine"):
-        api.convert(encoder, output=tmp_path / "out", max_kl=0.1)
+        api.convert(encoder, output=tmp_path / "out", max_kl=0.1, verify="quick")
     with pytest.raises(SpecError, match="held to a KL divergence"):
-        api.convert(write_tiny_llama(tmp_path / "decoder"), output=tmp_path / "out", min_cosine=0.9)
+        api.convert(
+            write_tiny_llama(tmp_path / "decoder"), output=tmp_path / "out", min_cosine=0.9, verify="quick"
+        )
     assert not (tmp_path / "out").exists()
     receipts.Check(max_kl=0.1).check_kind(is_encoder=False)
     receipts.Check(min_cosine=0.9).check_kind(is_encoder=True)
