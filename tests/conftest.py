@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from edgellm import api
 from tests.support import smollm2
@@ -16,7 +16,9 @@ from tests.support import smollm2
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Repeatable, and without a time limit per example: a busy machine is not a bug.
-settings.register_profile("edgellm", deadline=None, derandomize=True)
+settings.register_profile(
+    "edgellm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("edgellm")
 
 USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgellm" / "tests"
