@@ -118,9 +118,10 @@ def test_a_plan_gives_its_reasons_and_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:
     arguments = ["convert", MODEL, "--target", "rpi-zero2w", "--quant", "F32", "--context", "8192"]
-    error, hint = refused(64, *arguments, cwd=tmp_path)
+    error, *table, hint = refused(65, *arguments, cwd=tmp_path)
     assert "rpi-zero2w" in error
-    assert hint
+    assert any(row.split()[0] == "Q8_0" for row in table)
+    assert "--quant" in hint
     assert list(tmp_path.iterdir()) == []
 
 

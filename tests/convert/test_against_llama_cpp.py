@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgellm.checkpoint import open_checkpoint
-from edgellm.convert import pipeline, writer
+from edgellm.convert import pipeline, slabs, writer
 from edgellm.convert.source import Source
 from edgellm.formats.gguf import GGUFFile, read_gguf
 from tests.convert.conftest import OfType, recipe_for
@@ -113,7 +113,7 @@ def test_threads_and_slabs_change_no_byte(
     types |= {"blk.0.ffn_down.weight": "Q4_K", "blk.0.attn_v.weight": "Q8_0", "blk.0.attn_q.weight": "F16"}
     written = []
     for workers, size in ((1, 1 << 30), (n_workers, slab_weights)):
-        monkeypatch.setattr(writer, "SLAB_WEIGHTS", size)
+        monkeypatch.setattr(slabs, "SLAB_WEIGHTS", size)
         path = tmp_path / f"{workers}-{size}.gguf"
         written.append(writer.write_gguf(path, source, types, source.header, n_workers=workers))
     assert written[0] == written[1]

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
-from edgellm.convert import writer
+from edgellm.convert import slabs, writer
 from edgellm.convert.source import Source, planned
 from edgellm.errors import BadInputError, OutputError
 from edgellm.formats.gguf import read_gguf
@@ -110,7 +110,7 @@ def test_slabs_and_threads_change_no_byte(
     """Biases in rotary order and rows of every size are among them."""
     source = read_source(write_tiny_llama(tmp_path / "m", {"attention_bias": True, "head_dim": 32}))
     expected = write(source, tmp_path / "whole.gguf", "Q4_0", n_workers=1)
-    monkeypatch.setattr(writer, "SLAB_WEIGHTS", slab_weights)
+    monkeypatch.setattr(slabs, "SLAB_WEIGHTS", slab_weights)
     assert write(source, tmp_path / "parts.gguf", "Q4_0", n_workers) == expected
 
 

@@ -38,12 +38,13 @@ def succeed(*arguments: str | Path, **options: Any) -> str:
 
 
 def refused(code: int, *arguments: str | Path, **options: Any) -> list[str]:
-    """The lines on stderr of a command that must fail with that exit code: an error, and perhaps a hint."""
+    """The lines on stderr of a command that must fail with that exit code: an error, perhaps a table and a hint."""
     done = edgellm(*arguments, **options)
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     lines = done.stderr.splitlines()
     assert lines[0].startswith("error: "), done.stderr
-    assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint: ")), done.stderr
+    assert len(lines) == 1 or lines[-1].startswith("hint: "), done.stderr
+    assert all(line.startswith("  ") for line in lines[1:-1]), done.stderr
     assert "Traceback" not in done.stderr
     return lines
 

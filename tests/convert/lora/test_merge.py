@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgellm import machine
 from edgellm.checkpoint import SourceTensor, open_checkpoint
-from edgellm.convert import lora, pipeline, rows, writer
+from edgellm.convert import lora, pipeline, rows, slabs, writer
 from edgellm.convert.lora import Adapter
 from edgellm.convert.recipe import ConvertOptions, make_recipe
 from edgellm.convert.source import LowRank, Part, PlannedTensor, Source, from_gguf
@@ -146,7 +146,7 @@ def test_slabs_and_threads_change_no_byte(
 ) -> None:
     source = merged(adapters["llama"])
     first = tiny_models.write_f32(source, tmp_path / "first.gguf").read_bytes()
-    monkeypatch.setattr(writer, "SLAB_WEIGHTS", slab_weights)
+    monkeypatch.setattr(slabs, "SLAB_WEIGHTS", slab_weights)
     second = tmp_path / "second.gguf"
     writer.write_gguf(
         second, source, dict.fromkeys(source.shape.tensors, "F32"), source.header, n_workers=n_workers

@@ -20,6 +20,7 @@ from edgellm.checkpoint import Checkpoint
 from edgellm.convert import chat_templates, lora, mixture, pipeline, search, writer
 from edgellm.convert import recipe as recipes
 from edgellm.convert.imatrix import ImportanceMatrix
+from edgellm.convert.slabs import Slabs
 from edgellm.convert.source import Source
 from edgellm.errors import OutputExistsError, SpecError
 from edgellm.formats.records import replace
@@ -174,6 +175,10 @@ def convert(
     with ExitStack() as stack:
         source = _with_weights(plan, progress)
         parents = stack.enter_context(pipeline.hashing(source.checkpoint))
+        n_workers = jobs or machine.usable_cores()
+        slabs = _packed_ahead(plan, source, n_workers)
+        if slabs:
+            stack.enter_context(slabs)
         source, note = pipeline.add_vocabulary(
             source, launch.TOKENIZERS, chat_template=choices.get("chat_template")
         )
@@ -183,8 +188,9 @@ def convert(
         source = _with_importance_noted(source, encoding.importance, unquantized)
         folder = stack.enter_context(staging.staged_directory(final, force=force))
         manifest = pipeline.convert(
-            source, plan.target, recipe, folder, n_workers=jobs or machine.usable_cores(), argv=list(sys.argv),
+            source, plan.target, recipe, folder, n_workers=n_workers, argv=list(sys.argv),
             progress=_counting(progress, source.shape.n_params), note=note, encoding=encoding, parents=parents,
+            slabs=slabs,
         )  # fmt: skip
         if verify != "none":
             manifest = _held_to(check, manifest, unquantized, folder, final, progress)
@@ -202,6 +208,13 @@ def _check_asked(verify: Verify, *, max_kl: float | None, min_cosine: float | No
     name = next((name for name, is_given in given.items() if is_given), None)
     if verify == "none" and name:
         raise SpecError(f"{name} without a comparison", hint="add --verify quick or --verify full")
+
+
+def _packed_ahead(plan: Plan, source: Source, n_workers: int) -> Slabs | None:
+    """The rows, while the vocabulary is still being found; None where their types are yet to be measured."""
+    if plan.recipe.quant == mixture.MIX or plan.recipe.imatrix == "collected":
+        return None
+    return pipeline.packing(source, plan.recipe, pipeline.Encoding(plan.importance), n_workers=n_workers)
 
 
 def _measured(

@@ -54,7 +54,8 @@ def show(name: str, as_json: bool) -> None:
         shown = (
             ", ".join(map(str, value)) if isinstance(value, list) else "unknown" if value is None else value
         )
-        click.echo(f"{key:<22} {shown}" + (f"   [{sources[key]}]" if key in sources else ""))
+        note = f"[{sources[key]}]" if key in sources else why.get(key, "")
+        click.echo(f"{key:<22} {shown}   {note}".rstrip())
     click.echo("\ndefaults, and why")
     for key, value in defaults.items():
         click.echo(f"  {key:<20} {value}   {why.get(key, '')}".rstrip())

@@ -21,6 +21,7 @@ from edgellm.convert import architectures, chat_templates, imatrix, mixture, tok
 from edgellm.convert import recipe as recipes
 from edgellm.convert.imatrix import ImportanceMatrix
 from edgellm.convert.imatrix_file import write_imatrix
+from edgellm.convert.slabs import Encode, Slabs
 from edgellm.convert.source import HeaderValue, Source, from_gguf
 from edgellm.convert.vocabulary.choose import Engines, choose
 from edgellm.convert.vocabulary.model_name import model_name
@@ -102,7 +103,7 @@ class Encoding(NamedTuple):
     """How rows are packed: with an importance matrix, or by an encoder of a mix; and the text it was measured on."""
 
     importance: ImportanceMatrix | None = None
-    encode: writer.Encode | None = None
+    encode: Encode | None = None
     slab_weights: int | None = None
     provenance: Provenance | None = None
 
@@ -129,6 +130,16 @@ def _file_type(source: Source, recipe: Recipe) -> int:
     return by_base[max((kind for kind in sizes if kind in by_base), key=lambda kind: sizes[kind])]
 
 
+def packing(source: Source, recipe: Recipe, encoding: Encoding, *, n_workers: int) -> Slabs:
+    """Begin to pack the rows that the recipe describes, to be given to `convert`."""
+    encode = encoding.encode
+    if encoding.importance:
+        encode = imatrix.encoder(encoding.importance, source.shape.tensors)
+    return Slabs(
+        source, recipe.tensor_types, n_workers=n_workers, encode=encode, slab_weights=encoding.slab_weights
+    )
+
+
 def write_model(
     path: Path,
     source: Source,
@@ -139,14 +150,15 @@ def write_model(
     encoding: Encoding | None = None,
 ) -> writer.Written:
     """Write the GGUF that the recipe describes to a new file."""
-    encoding = encoding or Encoding()
-    encode = encoding.encode
-    if encoding.importance:
-        encode = imatrix.encoder(encoding.importance, source.shape.tensors)
-    return writer.write_gguf(
-        path, source, recipe.tensor_types, model_header(source, recipe), n_workers=n_workers, progress=progress,
-        encode=encode, slab_weights=encoding.slab_weights,
-    )  # fmt: skip
+    with packing(source, recipe, encoding or Encoding(), n_workers=n_workers) as slabs:
+        return _write(path, source, recipe, slabs, progress)
+
+
+def _write(
+    path: Path, source: Source, recipe: Recipe, slabs: Slabs, progress: writer.Progress | None
+) -> writer.Written:
+    header = model_header(source, recipe)
+    return writer.write_slabs(path, source, recipe.tensor_types, header, slabs, progress=progress)
 
 
 def convert(
@@ -161,11 +173,13 @@ def convert(
     note: str | None = None,
     encoding: Encoding | None = None,
     parents: Sequence[futures.Future[Parent]] | None = None,
+    slabs: Slabs | None = None,
 ) -> Manifest:
     """Write model.gguf and what belongs to it into `into` and return the manifest that describes them.
 
     Args:
         parents: hashes of what is read, where `hashing` was begun before.
+        slabs: the rows, where `packing` was begun before with the same recipe and encoding.
     """
     checkpoint = source.checkpoint
     encoding = encoding or Encoding()
@@ -179,9 +193,9 @@ def convert(
             parents = stack.enter_context(hashing(checkpoint))
         parent_records = [parent.result() for parent in parents]
         source = with_provenance(source, {parent.name: parent.sha256 for parent in parent_records})
-        written = write_model(
-            into / "model.gguf", source, recipe, n_workers=n_workers, progress=progress, encoding=encoding
-        )
+        if slabs is None:
+            slabs = stack.enter_context(packing(source, recipe, encoding, n_workers=n_workers))
+        written = _write(into / "model.gguf", source, recipe, slabs, progress)
         entries = [
             artifact.FileEntry(name="model.gguf", n_bytes=written.file_bytes, sha256=written.sha256),
         ]

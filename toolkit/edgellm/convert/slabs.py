@@ -1,0 +1,146 @@
+"""Slabs of rows, read by pread, changed and quantized by worker threads, and handed out in file order.
+
+The workers begin at once and run ahead of whoever takes the slabs, up to some tens of MiB: they have work while the
+header of the file is still being found. Memory stays at that, however large the model is.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures as futures
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+
+from edgellm.convert import rows
+from edgellm.convert.source import PlannedTensor, Source
+from edgellm.errors import BadInputError
+from edgellm.native import ggml
+from edgellm.shape import tensor_bytes
+
+SLAB_WEIGHTS = 1 << 19
+AHEAD_BYTES = 64 * 1024**2
+# (tensor name, first row, rows (n_rows, n_columns) float32, ggml type) -> (n_rows, row_bytes); called from any thread
+Encode = Callable[[str, int, ggml.Floats, str], ggml.Bytes]
+
+
+class Slab(NamedTuple):
+    """Packed rows of one tensor; `is_last` of its last ones."""
+
+    tensor: PlannedTensor
+    n_weights: int
+    data: memoryview
+    is_last: bool
+
+
+class _Job(NamedTuple):
+    tensor: PlannedTensor
+    low: int
+    high: int
+    n_bytes: int
+    packed: futures.Future[memoryview]
+
+
+class Slabs:
+    """All rows of a model in the types asked for; iterate once, inside the block.
+
+    Args:
+        types: ggml type of every tensor.
+        encode: packs the rows of the tensors that change type; by default ggml's own quantizers.
+        slab_weights: weights in one call of `encode`, rounded to rows; more is faster where `encode` works column by
+            column, and takes more memory.
+
+    Raises while iterated:
+        BadInputError: a source file is shorter than its header said, or holds NaN or infinity.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        types: dict[str, str],
+        *,
+        n_workers: int,
+        encode: Encode | None = None,
+        slab_weights: int | None = None,
+    ) -> None:
+        self._types, self._encode = types, encode or _plain_encode
+        self._todo = _ranges(source, slab_weights or SLAB_WEIGHTS)
+        self._pending: deque[_Job] = deque()
+        self._pending_bytes = 0
+        # Also where single slabs are huge, every worker has one and finds another.
+        self._least_pending = 2 * n_workers
+        self._readers = rows.Readers()
+        self._pool = futures.ThreadPoolExecutor(n_workers)
+
+    def __enter__(self) -> Slabs:
+        self._readers.__enter__()
+        self._fill()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._readers.__exit__(kind, error, trace)
+
+    def __iter__(self) -> Iterator[Slab]:
+        while self._pending:
+            job = self._pending.popleft()
+            self._pending_bytes -= job.n_bytes
+            self._fill()
+            n_weights = (job.high - job.low) * job.tensor.n_columns
+            yield Slab(job.tensor, n_weights, job.packed.result(), job.high == job.tensor.n_rows)
+
+    def _fill(self) -> None:
+        while self._pending_bytes < AHEAD_BYTES or len(self._pending) < self._least_pending:
+            following = next(self._todo, None)
+            if following is None:
+                return
+            tensor, low, high = following
+            kind = self._types[tensor.name]
+            n_bytes = tensor_bytes((high - low, tensor.n_columns), kind)
+            packed = self._pool.submit(_pack, tensor, low, high, kind, self._readers, self._encode)
+            self._pending.append(_Job(tensor, low, high, n_bytes, packed))
+            self._pending_bytes += n_bytes
+
+
+def _ranges(source: Source, slab_weights: int) -> Iterator[tuple[PlannedTensor, int, int]]:
+    """(tensor, first row, end row)."""
+    for tensor in source.tensors:
+        step = max(1, slab_weights // tensor.n_columns)
+        group = max(part.group_rows for part in tensor.parts)
+        step = max(group, step // group * group)
+        for low in range(0, tensor.n_rows, step):
+            yield tensor, low, min(low + step, tensor.n_rows)
+
+
+def _pack(
+    tensor: PlannedTensor, low: int, high: int, to_type: str, readers: rows.Readers, encode: Encode
+) -> memoryview:
+    pieces = [(part, first, last) for part, first, last in rows.parts_of(tensor, low, high)]
+    copied = tensor.source_type == to_type and not tensor.plus
+    if copied and all(part.stored for part, _, _ in pieces):
+        packed = [
+            rows.packed_rows(part, tensor.n_columns, first, last, readers) for part, first, last in pieces
+        ]
+        whole = packed[0] if len(packed) == 1 else np.concatenate(packed)
+        ggml.check_rows(whole, to_type, tensor.name)
+        return _flat(whole)
+    floats = [rows.float_rows(part, tensor.n_columns, first, last, readers) for part, first, last in pieces]
+    values = floats[0] if len(floats) == 1 else np.concatenate(floats)
+    if tensor.plus:
+        values = values + np.float32(tensor.plus)
+    try:
+        return _flat(encode(tensor.name, low, values, to_type))
+    except BadInputError as err:
+        raise BadInputError(f"tensor {tensor.name!r}, rows {low} to {high - 1}: {err.message}") from err
+
+
+def _plain_encode(_name: str, _first_row: int, values: ggml.Floats, to_type: str) -> ggml.Bytes:
+    return ggml.quantize_rows(values, to_type)
+
+
+def _flat(packed: ggml.Bytes) -> memoryview:
+    return np.ascontiguousarray(packed).data.cast("B")
