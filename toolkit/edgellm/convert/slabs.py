@@ -1,7 +1,7 @@
 """Slabs of rows, read by pread, changed and quantized by worker threads, and handed out in file order.
 
-The workers begin at once and run ahead of whoever takes the slabs, up to some tens of MiB: they have work while the
-header of the file is still being found. Memory stays at that, however large the model is.
+The workers begin at once and run ahead of whoever takes the slabs, up to a bound in bytes: they have work while the
+header of the file is still being found. Memory stays below that, however large the model is.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import numpy as np
 from edgellm.convert import rows
 from edgellm.convert.source import PlannedTensor, Source
 from edgellm.errors import BadInputError
+from edgellm.machine.memory import available_memory_bytes
 from edgellm.native import ggml
 from edgellm.shape import tensor_bytes
 
 SLAB_WEIGHTS = 1 << 19
-AHEAD_BYTES = 64 * 1024**2
+# What may wait to be taken: at most this, and a part of the memory that is free.
+AHEAD_BYTES = 256 * 1024**2
+_PART_OF_FREE = 16
 # (tensor name, first row, rows (n_rows, n_columns) float32, ggml type) -> (n_rows, row_bytes); called from any thread
 Encode = Callable[[str, int, ggml.Floats, str], ggml.Bytes]
 
@@ -69,6 +72,7 @@ class Slabs:
         self._todo = _ranges(source, slab_weights or SLAB_WEIGHTS)
         self._pending: deque[_Job] = deque()
         self._pending_bytes = 0
+        self._ahead_bytes = min(AHEAD_BYTES, (available_memory_bytes() or 0) // _PART_OF_FREE)
         # Also where single slabs are huge, every worker has one and finds another.
         self._least_pending = 2 * n_workers
         self._readers = rows.Readers()
@@ -94,7 +98,7 @@ class Slabs:
             yield Slab(job.tensor, n_weights, job.packed.result(), job.high == job.tensor.n_rows)
 
     def _fill(self) -> None:
-        while self._pending_bytes < AHEAD_BYTES or len(self._pending) < self._least_pending:
+        while self._pending_bytes < self._ahead_bytes or len(self._pending) < self._least_pending:
             following = next(self._todo, None)
             if following is None:
                 return
