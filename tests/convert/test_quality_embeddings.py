@@ -112,3 +112,21 @@ def test_bounds_are_of_types_and_finer_types_are_held_to_more() -> None:
     bounds = [min_cosine(quant) for quant in order]
     assert bounds == sorted(bounds, reverse=True)
     assert min_cosine("no such type") == min(MIN_COSINE.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("mix", "like"),
+    [
+        ("MIX_16.00", "BF16"), ("MIX_8.61", "Q8_0"), ("MIX_8.49", "Q6_K"), ("MIX_4.83", "Q4_K_M"), ("MIX_3.10", "Q2_K"),
+        ("MIX_2.63", "Q2_K"), ("MIX_1.00", "Q2_K"),
+    ],
+)  # fmt: skip
+def test_a_mix_of_our_own_is_held_to_the_named_type_with_the_next_lower_bits(mix: str, like: str) -> None:
+    assert min_cosine(mix) == MIN_COSINE[like]
+    assert quality.max_kl(mix) == quality.MAX_KL[like]
+
+
+@pytest.mark.parametrize("name", ["MIX", "MIX_", "MIX_nan", "MIX_1e99", "MIX_4.83.2", "MIX_four"])
+def test_a_file_that_calls_itself_a_mix_in_another_way_is_of_no_known_type(name: str) -> None:
+    assert min_cosine(name) == min_cosine("no such type")
+    assert quality.max_kl(name) == quality.max_kl("no such type")

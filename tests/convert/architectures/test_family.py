@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgellm.checkpoint import open_checkpoint
 from edgellm.convert import architectures
-from edgellm.errors import BadInputError
+from edgellm.errors import BadInputError, UnsupportedError
 from tests.support.tiny_llama import write_tiny_llama
 
 
@@ -40,3 +41,31 @@ def test_a_rotating_share_that_is_no_even_number_of_columns(tmp_path: Path, shar
     directory = write_tiny_llama(tmp_path / "m", {"partial_rotary_factor": share})
     with pytest.raises(BadInputError, match="of a head of 16 rotates"):
         architectures.read_source(open_checkpoint(directory))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["T5ForConditionalGeneration"]},
+        {"architectures": ["MBartForConditionalGeneration"]},
+        {"architectures": ["MarianMTModel"]},
+        {"architectures": ["SomethingNewForConditionalGeneration"], "is_encoder_decoder": True},
+    ],
+)
+def test_an_encoder_decoder_is_called_that_and_has_no_nearest(tmp_path: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match="is an encoder-decoder") as caught:
+        architectures.read_source(open_checkpoint(write_tiny_llama(tmp_path / "m", config)))
+    assert "nearest" not in caught.value.message
+    assert caught.value.hint == architectures.ONNX_HINT
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamoForCausalLM", "LlavaForConditionalGeneration", "BartenderForCausalLM"]
+)
+def test_an_unknown_class_is_bad_data_with_the_nearest_and_the_other_route(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadInputError, match=f"{name}.*the nearest that has one is") as caught:
+        architectures.read_source(
+            open_checkpoint(write_tiny_llama(tmp_path / "m", {"architectures": [name]}))
+        )
+    assert caught.value.exit_code == 65
+    assert caught.value.hint == architectures.ONNX_HINT

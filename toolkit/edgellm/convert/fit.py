@@ -6,10 +6,13 @@ shorter context, and only then fewer than four bits.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from edgellm.convert import mixture
 from edgellm.errors import DoesNotFitError
+from edgellm.formats import ggml_types
 from edgellm.shape import Memory, ModelShape
 from edgellm.targets import Target
 from edgellm.units import format_bytes
@@ -17,6 +20,7 @@ from edgellm.units import format_bytes
 # Best first.
 LADDER = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 _FOUR_BITS = LADDER.index("Q4_0")
+_MIX_NAME = re.compile(rf"{mixture.MIX}_([0-9]{{1,3}}(?:\.[0-9]{{1,3}})?)")
 MIN_CONTEXT = 1024
 
 TypesOf = Callable[[str], dict[str, str]]
@@ -79,6 +83,16 @@ def check(target: Target, memory: Memory, what: str) -> None:
             f"of which {format_bytes(target.usable_ram_bytes)} can be used",
             hint="a smaller budget, a shorter --context or a smaller model",
         )
+
+
+def held_to(quant: str) -> str:
+    """The named type whose bounds hold for a quantization: its own, or of a mix of ours the best with no more bits."""
+    match = _MIX_NAME.fullmatch(quant)
+    if match is None:
+        return quant
+    bpw = float(match[1])
+    bases = ((name, ggml_types.BY_NAME[mixture.find(name).base].bpw) for name in LADDER)
+    return next((name for name, base_bpw in bases if base_bpw <= bpw), LADDER[-1])
 
 
 def said(memory: Memory) -> str:

@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgellm.artifact import GoldenOutput
-from edgellm.convert import fit, mixture
+from edgellm.convert import fit
 from edgellm.convert.chunks import chunk_tokens, cut
 from edgellm.errors import BadInputError
-from edgellm.formats import ggml_types
 from edgellm.protocols import Backend, Feed, FloatArray, Sampled, SamplingParams
 
 MAX_LOGITS = 16 * 1024**2
@@ -45,11 +44,7 @@ MAX_KL = {
 
 def max_kl(quant: str) -> float:
     """The bound for a quantization by name; a mix of our own is held to the best named mix with as many bits."""
-    name, _, bpw = quant.partition("_")
-    if name == mixture.MIX:
-        bases = ((named, ggml_types.BY_NAME[mixture.QUANTS[named].base].bpw) for named in fit.LADDER)
-        quant = next((named for named, base_bpw in bases if base_bpw <= float(bpw)), fit.LADDER[-1])
-    return MAX_KL.get(quant, max(MAX_KL.values()))
+    return MAX_KL.get(fit.held_to(quant), max(MAX_KL.values()))
 
 
 @dataclasses.dataclass(frozen=True)

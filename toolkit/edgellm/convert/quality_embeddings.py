@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edgellm.artifact import GoldenEmbedding
+from edgellm.convert import fit
 from edgellm.errors import BadInputError
 from edgellm.protocols import Backend, Embedder
 
@@ -49,8 +50,8 @@ class Cosines:
 
 
 def min_cosine(quant: str) -> float:
-    """The bound of a type; of one that is not known, the lowest there is."""
-    return MIN_COSINE.get(quant, min(MIN_COSINE.values()))
+    """The bound of a type; of a mix of our own that of the best named type with no more bits; else the lowest there is."""
+    return MIN_COSINE.get(fit.held_to(quant), min(MIN_COSINE.values()))
 
 
 def open_pooled(model: Backend, context: int) -> Embedder:

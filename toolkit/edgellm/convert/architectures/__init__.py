@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert.architectures import (
@@ -66,6 +67,12 @@ ONNX_HINT = (
     "models that llama.cpp cannot run go to ONNX: optimum-cli export onnx --model DIR OUT; edgellm writes none in this "
     "version"
 )
+# Classes whose configuration need not say is_encoder_decoder: an encoder reads, a decoder of another kind writes.
+_ENCODER_DECODERS = re.compile(
+    r"(?:[Mm]?T5|UMT5|LongT5|SwitchTransformers|M?Bart|PLBart|Pegasus|PegasusX|BigBirdPegasus|Marian|M2M100|FSMT|LED|NllbMoe"
+    r"|Blenderbot|BlenderbotSmall|ProphetNet|XLMProphetNet|Whisper|Speech2Text|SeamlessM4T|VisionEncoderDecoder"
+    r"|SpeechEncoderDecoder|EncoderDecoder)(?:v2|MT)?(?:For[A-Za-z]+|Model|)"
+)
 FAMILIES: dict[str, Family] = {name: module.FAMILY for module in _MODULES for name in module.FAMILY.classes}
 
 
@@ -73,9 +80,10 @@ def read_source(checkpoint: Checkpoint) -> Source:
     """The checkpoint's tensors and header in GGUF's terms (without its vocabulary).
 
     Raises:
-        UnsupportedError: a family not known here, of which the message names the nearest, or something in one that
-            llama.cpp does not compute; the hint is the other route.
-        BadInputError: the configuration and the tensors disagree.
+        UnsupportedError: an encoder-decoder, or something in a family that llama.cpp does not compute; the hint is the
+            other route.
+        BadInputError: no class that is known here, of which the message names the nearest; or the configuration and
+            the tensors disagree.
     """
     classes = checkpoint.config.get("architectures")
     if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
@@ -90,13 +98,22 @@ def read_source(checkpoint: Checkpoint) -> Source:
                 hint=ONNX_HINT,
             )
     if name not in FAMILIES:
-        near = difflib.get_close_matches(name, list(FAMILIES), n=1, cutoff=0.0)[0]
-        raise UnsupportedError(
-            f"{checkpoint.path}: no conversion to GGUF for {name!r}; the nearest that has one is {near!r}",
-            hint=ONNX_HINT,
-        )
+        raise _unknown(checkpoint, name)
     try:
         return FAMILIES[name].read(checkpoint)
     except UnsupportedError as err:
         err.hint = err.hint or ONNX_HINT
         raise
+
+
+def _unknown(checkpoint: Checkpoint, name: str) -> BadInputError | UnsupportedError:
+    if checkpoint.config.get("is_encoder_decoder") is True or _ENCODER_DECODERS.fullmatch(name):
+        return UnsupportedError(
+            f"{checkpoint.path}: {name!r} is an encoder-decoder: no family of them is converted to GGUF here",
+            hint=ONNX_HINT,
+        )
+    near = difflib.get_close_matches(name, list(FAMILIES), n=1, cutoff=0.0)[0]
+    return BadInputError(
+        f"{checkpoint.path}: `architectures` is {name!r}, which has no conversion to GGUF; the nearest that has one is {near!r}",
+        hint=ONNX_HINT,
+    )
