@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from edgellm.checkpoint import open_checkpoint
 from edgellm.errors import BadInputError, MissingInputError, UnsafeInputError
@@ -215,3 +215,108 @@ def test_a_model_card_that_is_a_pipe_is_not_waited_for(tiny: Path) -> None:
 def test_odd_lists_of_chat_templates_give_none(tiny: Path, rows: list[Any]) -> None:
     (tiny / "tokenizer_config.json").write_text(json.dumps({"chat_template": rows}))
     assert open_checkpoint(tiny).chat_template is None
+
+
+def test_a_shard_that_the_index_does_not_name_is_refused(tmp_path: Path) -> None:
+    directory = write_tiny_llama(tmp_path / "tiny", n_shards=2)
+    extra = directory / "model-00003-of-00002.safetensors"
+    save_file({"stray": np.zeros(4, dtype=np.float32)}, extra)
+    with pytest.raises(
+        BadInputError, match=rf"{extra.name}: a shard of {extra.stat().st_size} bytes"
+    ) as caught:
+        open_checkpoint(directory)
+    assert caught.value.exit_code == 65
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "consolidated.safetensors",
+        "consolidated-00001-of-00002.safetensors",
+        "adapter_model.safetensors",
+        "model-00001-of-00003.safetensors",
+        "model.fp32-00001-of-00002.safetensors",
+        "original/model-00001-of-00002.safetensors",
+    ],
+)
+def test_weights_of_another_kind_beside_the_shards_are_not_read(tmp_path: Path, name: str) -> None:
+    directory = write_tiny_llama(tmp_path / "tiny", n_shards=2)
+    (directory / name).parent.mkdir(exist_ok=True)
+    (directory / name).write_bytes(b"not read")
+    assert len(open_checkpoint(directory).tensors) == 21
+
+
+def _changed_index(directory: Path, change: Callable[[dict[str, str]], object]) -> Path:
+    index = directory / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    change(content["weight_map"])
+    index.write_text(json.dumps(content))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "shard", "said"),
+    [
+        (
+            "model.norm.weight",
+            "model-00001-of-00002.safetensors",
+            "it is in model-00002-of-00002.safetensors",
+        ),
+        ("model.norm.weight", "model-00002-of-00002.safetensors", None),
+        ("model.stray.weight", "model-00002-of-00002.safetensors", "has none of that name"),
+    ],
+)
+def test_the_index_names_tensors_where_they_are(
+    tmp_path: Path, name: str, shard: str, said: str | None
+) -> None:
+    directory = write_tiny_llama(tmp_path / "tiny", n_shards=2)
+    _changed_index(directory, lambda weight_map: weight_map.update({name: shard}))
+    if said is None:
+        assert len(open_checkpoint(directory).tensors) == 21
+        return
+    with pytest.raises(BadInputError, match=f"index.json: names tensor '{name}' in {shard}.*{said}"):
+        open_checkpoint(directory)
+
+
+@pytest.mark.parametrize("kept", ["model.embed_tokens.weight", "model.nothing.weight"])
+def test_a_tensor_that_the_hubs_converter_left_out_as_a_copy(tmp_path: Path, kept: str) -> None:
+    """It names the copy in the index still, and in the metadata of the shard which tensor it is a copy of."""
+    directory = write_tiny_llama(tmp_path / "tiny", {"tie_word_embeddings": True}, n_shards=2)
+    shard = "model-00001-of-00002.safetensors"
+    save_file(
+        load_file(directory / shard), directory / shard, metadata={"format": "pt", "lm_head.weight": kept}
+    )
+    _changed_index(directory, lambda weight_map: weight_map.update({"lm_head.weight": shard}))
+    if kept == "model.embed_tokens.weight":
+        assert len(open_checkpoint(directory).tensors) == 20
+    else:
+        with pytest.raises(BadInputError, match=r"names tensor 'lm_head\.weight'"):
+            open_checkpoint(directory)
+
+
+def test_a_shard_listed_twice_is_refused(tmp_path: Path) -> None:
+    directory = write_tiny_llama(tmp_path / "tiny", n_shards=2)
+    (directory / "again.safetensors").symlink_to("model-00001-of-00002.safetensors")
+    _changed_index(
+        directory, lambda weight_map: weight_map.update({"model.norm.weight": "again.safetensors"})
+    )
+    with pytest.raises(BadInputError, match=r"is also in again\.safetensors"):
+        open_checkpoint(directory)
+
+
+def test_a_tensor_listed_twice_is_refused(tmp_path: Path) -> None:
+    directory = write_tiny_llama(tmp_path / "tiny", n_shards=2)
+    index = directory / "model.safetensors.index.json"
+    row = '"model.norm.weight": "model-00001-of-00002.safetensors", '
+    index.write_text(index.read_text().replace('"weight_map": {', '"weight_map": {' + row))
+    with pytest.raises(BadInputError, match=r"index\.json: duplicate key 'model\.norm\.weight'"):
+        open_checkpoint(directory)
+
+
+def test_an_index_beside_a_single_file_is_of_no_account(tiny: Path) -> None:
+    """transformers reads the single file; what was once split leaves its index behind."""
+    (tiny / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}})
+    )
+    assert [path.name for path in open_checkpoint(tiny).files][1] == "model.safetensors"

@@ -95,6 +95,12 @@ def test_the_index_names_only_safetensors_that_are_there(tmp_path: Path) -> None
         listing.shards(found, tmp_path)
 
 
+def test_a_single_file_goes_before_an_index_as_in_transformers(tmp_path: Path) -> None:
+    found = read({"config.json": b"{}", "model.safetensors": b"x", listing.INDEX: b"{}", SHARD: b"y"})
+    chosen = [*listing.small_files(found), *listing.shards(found, tmp_path)]
+    assert [file.name for file in chosen] == ["config.json", "model.safetensors"]
+
+
 @pytest.mark.parametrize("n_pickles", [1, 5])
 def test_a_repository_of_pickles_is_refused_by_name(n_pickles: int) -> None:
     files = {f"pytorch_model-{i}.bin": b"x" for i in range(n_pickles)} | {"config.json": b"{}"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,8 @@ from edgellm.formats.records import read_bounded
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MAX_TEMPLATE_BYTES = 1 << 20
+INDEX = "model.safetensors.index.json"
+_OF_A_SET = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 # Older forms of a tokenizer, read where there is no tokenizer.json; one line of these is one form.
 TOKENIZER_FORMS = (
     ("tokenizer.model",), ("spiece.model",), ("sentencepiece.bpe.model",), ("vocab.json", "merges.txt"), ("vocab.txt",),
@@ -109,17 +112,8 @@ def _open_directory(directory: Path, name: str) -> Checkpoint:
             hint="give the directory that holds config.json and *.safetensors, or a .gguf file",
         )
     config = plain_json.read_json(config_path)
-    shards = _shards(directory)
-    tensors: dict[str, SourceTensor] = {}
-    for shard in shards:
-        for view in safetensors.read_safetensors(shard).tensors.values():
-            if view.name in tensors:
-                raise BadInputError(
-                    f"{shard}: tensor {view.name!r} is also in {tensors[view.name].path.name}"
-                )
-            tensors[view.name] = SourceTensor(
-                view.name, view.dtype, view.shape, shard, view.offset, view.n_bytes
-            )
+    shards, weight_map = _shards(directory)
+    tensors = _tensors(directory, shards, weight_map)
     tokenizer_path = _optional(directory, "tokenizer.json")
     older = {} if tokenizer_path else _older_tokenizer(directory)
     names = (
@@ -165,18 +159,24 @@ def _older_tokenizer(directory: Path) -> dict[str, Path]:
     return {}
 
 
-def _shards(directory: Path) -> list[Path]:
-    index_path = _optional(directory, "model.safetensors.index.json")
+def _shards(directory: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files of weights, and for several of them the index: tensor -> name of its shard.
+
+    As in transformers, an index beside a single file of weights is of no account.
+    """
+    single = _optional(directory, "model.safetensors")
+    if single:
+        return [single], {}
+    index_path = _optional(directory, INDEX)
     if index_path:
-        names = sorted(set(safetensors.read_index(index_path).values()))
+        weight_map = safetensors.read_index(index_path)
+        names = sorted(set(weight_map.values()))
         shards = [safe_join(directory, name) for name in names]
         for shard in shards:
             if not shard.is_file():
                 raise MissingInputError(f"{shard}: named in {index_path.name} but not there")
-        return shards
-    single = _optional(directory, "model.safetensors")
-    if single:
-        return [single]
+        _refuse_unnamed_shards(shards)
+        return shards, weight_map
     pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
     if pickles:
         raise UnsafeInputError(
@@ -187,6 +187,52 @@ def _shards(directory: Path) -> list[Path]:
         f"{directory}: no model.safetensors and no model.safetensors.index.json",
         hint="download the *.safetensors files of the model",
     )
+
+
+def _refuse_unnamed_shards(shards: list[Path]) -> None:
+    """A further file of the same numbered set: either the index or the file is not this model's."""
+    named = {(shard.parent, shard.name) for shard in shards}
+    sets = {
+        (shard.parent, found["stem"], found["count"])
+        for shard in shards
+        if (found := _OF_A_SET.fullmatch(shard.name))
+    }
+    for folder in sorted({folder for folder, _, _ in sets}):
+        for path in sorted(folder.glob("*.safetensors")):
+            found = _OF_A_SET.fullmatch(path.name)
+            if found and (folder, found["stem"], found["count"]) in sets and (folder, path.name) not in named:
+                raise BadInputError(
+                    f"{path}: a shard of {path.lstat().st_size} bytes that {INDEX} does not name",
+                    hint="download the index and all shards of one revision again, or remove the file",
+                )
+
+
+def _tensors(directory: Path, shards: list[Path], weight_map: dict[str, str]) -> dict[str, SourceTensor]:
+    """The tensors of all shards by name, each where the index says it is."""
+    tensors: dict[str, SourceTensor] = {}
+    copies: dict[str, str] = {}
+    for shard in shards:
+        file = safetensors.read_safetensors(shard)
+        copies |= {name: kept for name, kept in file.metadata.items() if kept in file.tensors}
+        for view in file.tensors.values():
+            if view.name in tensors:
+                raise BadInputError(
+                    f"{shard}: tensor {view.name!r} is also in {tensors[view.name].path.name}"
+                )
+            tensors[view.name] = SourceTensor(
+                view.name, view.dtype, view.shape, shard, view.offset, view.n_bytes
+            )
+    for name, shard_name in weight_map.items():
+        found = tensors.get(name)
+        if found is None and name in copies:
+            continue  # the Hub's converter keeps one of two equal tensors, and says in the metadata which
+        if found is None or found.path != safe_join(directory, shard_name):
+            where = f"; it is in {found.path.name}" if found else ""
+            raise BadInputError(
+                f"{directory / INDEX}: names tensor {name!r} in {shard_name}, which has none of that name{where}",
+                hint="download the index and all shards of one revision again",
+            )
+    return tensors
 
 
 def _optional(directory: Path, name: str) -> Path | None:

@@ -182,7 +182,7 @@ def choose_file(listing: Listing, model: ModelId) -> str | None:
 
 def small_files(listing: Listing) -> list[HubFile]:
     """Everything but the weights that a conversion of safetensors can use."""
-    names = [*SMALL_FILES, INDEX] if INDEX in listing.siblings else SMALL_FILES
+    names = SMALL_FILES if SINGLE in listing.siblings else [*SMALL_FILES, INDEX]
     return [listing.file(name, MAX_SMALL_BYTES) for name in names if name in listing.siblings]
 
 
@@ -194,7 +194,7 @@ def shards(listing: Listing, folder: Path) -> list[HubFile]:
             differ only in case.
     """
     names: Sequence[str] = [SINGLE]
-    if INDEX in listing.siblings:
+    if SINGLE not in listing.siblings:
         names = sorted(set(safetensors.read_index(folder / INDEX).values()))
     for name in names:
         if not name.endswith(".safetensors"):
