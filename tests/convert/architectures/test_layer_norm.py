@@ -174,7 +174,7 @@ def test_the_configuration_says_which_tensors_a_stablelm_has(
     with pytest.raises(BadInputError, match="1 tensors are missing"):
         blank_models.read(tmp_path / "fewer", config, fewer)
     more = stablelm_shapes() | SECOND_NORM | QKV_BIASES | HEAD_NORMS
-    with pytest.raises(UnsupportedError, match="is not part of a stablelm model"):
+    with pytest.raises(BadInputError, match=r"is there, and by config\.json the model has none"):
         blank_models.read(tmp_path / "more", config, more)
 
 

@@ -81,7 +81,7 @@ class Family:
         shapes: kinds whose shape is not the usual one of `SHAPES`.
         stacked: GGUF kind -> the `Hyper` attribute that says how many are stacked.
         computed: tensors made from the configuration.
-        optional: GGUF kinds that a checkpoint may lack; all others must be there.
+        optional: GGUF kinds, all biases, that a checkpoint may lack; all others must be there.
         absent: GGUF kinds that a model of this configuration does not have.
         own_head: llama.cpp wants an output head even where it is the input embedding.
         ignored: HF name endings that hold nothing needed.
@@ -133,7 +133,8 @@ class Family:
             context = min(hyper.window, hyper.context_train)
             hyper = dataclasses.replace(hyper, context_train=context, window=None)
         own = common_header(hyper) | self.header(fields, described)
-        found = self._tensors(checkpoint, hyper, self.absent(fields, hyper))
+        found, remarks = self._tensors(checkpoint, hyper, self.absent(fields, hyper))
+        notes += remarks
         tensors = in_file_order(found + self.computed(fields, hyper))
         header = {
             "general.architecture": HeaderValue("STRING", self.architecture),
@@ -187,21 +188,23 @@ class Family:
                     wanted[name] = (f"blk.{i}.{gguf}", gguf, j)
         return wanted
 
-    def _tensors(self, checkpoint: Checkpoint, hyper: Hyper, absent: tuple[str, ...]) -> list[PlannedTensor]:
+    def _tensors(
+        self, checkpoint: Checkpoint, hyper: Hyper, absent: tuple[str, ...]
+    ) -> tuple[list[PlannedTensor], list[str]]:
+        """The tensors of the output, and what of the checkpoint and of config.json it leaves out."""
         wanted = self._wanted(hyper, absent)
         found: dict[str, dict[int, SourceTensor]] = {}
         kinds: dict[str, str] = {}
+        notes = []
         for name, tensor in checkpoint.tensors.items():
             bare = self.bare(name)
             if bare.endswith(self.ignored) or name.startswith(self.ignored_prefixes):
                 continue
             if bare not in wanted:
-                raise UnsupportedError(
-                    f"{tensor.path}: tensor {name!r} is not part of a {self.architecture} model of {hyper.n_layers} layers",
-                    hint="the checkpoint is of another family, or was changed; check config.json",
-                )
+                raise self._not_part(tensor, hyper)
             gguf_name, kind, place = wanted[bare]
             if kind == "output.weight" and hyper.tied:
+                notes.append(f"{name} is not used: config.json ties the output head to the embedding")
                 continue
             stack = found.setdefault(gguf_name, {})
             if place in stack:
@@ -210,9 +213,24 @@ class Family:
                 )
             stack[place], kinds[gguf_name] = tensor, kind
         self._check_complete(found, wanted, hyper, checkpoint)
+        unseen = sum(name not in found for name, kind, _ in wanted.values() if kind in self.optional)
+        if unseen:
+            notes.append(f"{unseen} biases that config.json announces are not there: they count as zero")
         if hyper.tied and self.own_head:
             found["output.weight"], kinds["output.weight"] = found["token_embd.weight"], "output.weight"
-        return [self._plan(name, kinds[name], stack, hyper) for name, stack in found.items()]
+        return [self._plan(name, kinds[name], stack, hyper) for name, stack in found.items()], notes
+
+    def _not_part(self, tensor: SourceTensor, hyper: Hyper) -> BadInputError | UnsupportedError:
+        """The error for a tensor that the output would not have: never is one dropped in silence."""
+        if self.bare(tensor.name) in self._wanted(hyper, ()):
+            return BadInputError(
+                f"{tensor.path}: tensor {tensor.name!r} is there, and by config.json the model has none",
+                hint="set the key that announces it (such as attention_bias) where the model uses it, or remove it",
+            )
+        return UnsupportedError(
+            f"{tensor.path}: tensor {tensor.name!r} is not part of a {self.architecture} model of {hyper.n_layers} layers",
+            hint="the checkpoint is of another family, or was changed; check config.json",
+        )
 
     def bare(self, name: str) -> str:
         """An HF name as `outside` and `per_layer` have it."""

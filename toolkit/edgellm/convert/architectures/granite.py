@@ -34,15 +34,6 @@ def _header(fields: Fields, hyper: Hyper) -> Header:
     return llama.rms_header(fields, hyper) | scales
 
 
-def _absent(fields: Fields, _hyper: Hyper) -> tuple[str, ...]:
-    kept = [
-        table
-        for key, table in (("attention_bias", llama.ATTENTION), ("mlp_bias", llama.MLP))
-        if fields.flag(key, default=False)
-    ]
-    return tuple(bias for bias in llama.BIASES if not any(bias in table.values() for table in kept))
-
-
 FAMILY = Family(
     architecture="granite",
     classes=("GraniteForCausalLM",),
@@ -53,6 +44,6 @@ FAMILY = Family(
     transforms=llama.ROTARY,
     computed=rope_tensors,
     ignored=llama.IGNORED,
-    absent=_absent,
+    absent=llama.unannounced_biases,
     check=llama.check_decoder,
 )

@@ -49,6 +49,16 @@ def without_biases(table: dict[str, str]) -> dict[str, str]:
     return {hf: gguf for hf, gguf in table.items() if not gguf.endswith(".bias")}
 
 
+def unannounced_biases(fields: Fields, _hyper: Hyper) -> tuple[str, ...]:
+    """The biases that the class makes none of: `attention_bias` and `mlp_bias` say which it does."""
+    kept = [
+        table
+        for key, table in (("attention_bias", ATTENTION), ("mlp_bias", MLP))
+        if fields.flag(key, default=False)
+    ]
+    return tuple(bias for bias in BIASES if not any(bias in table.values() for table in kept))
+
+
 def check_rotation(fields: Fields, hyper: Hyper, kinds: tuple[str, ...] = KINDS) -> list[str]:
     """Notes on the rope.
 
@@ -92,6 +102,7 @@ FAMILY = Family(
     transforms=ROTARY,
     computed=rope_tensors,
     optional=BIASES,
+    absent=unannounced_biases,
     ignored=IGNORED,
     check=check_decoder,
 )
