@@ -217,7 +217,7 @@ def test_a_config_that_cannot_be_converted(
 
 def test_an_unknown_class_names_the_nearest_and_the_other_route(tmp_path: Path) -> None:
     directory = write_tiny_llama(tmp_path / "m", {"architectures": ["LamaForCausalLM"]})
-    with pytest.raises(UnsupportedError, match=r"LamaForCausalLM.*'LlamaForCausalLM'") as caught:
+    with pytest.raises(BadInputError, match=r"LamaForCausalLM.*'LlamaForCausalLM'") as caught:
         architectures.read_source(open_checkpoint(directory))
     assert caught.value.hint is not None
     assert "ONNX" in caught.value.hint
