@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from edgellm.api import models
-from edgellm.errors import ContextOverflowError, UnsupportedError
+from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
 from edgellm.native.llama import LlamaOptions
-from edgellm.protocols import Backend, Batcher, Feed, Observation, SamplingParams
+from edgellm.protocols import Backend, Batcher, Feed, FloatArray, Observation, SamplingParams
 from edgellm.report import RuntimeInfo
 from tests.support.fake_backend import FakeBackend
 
@@ -213,3 +213,110 @@ def test_what_an_observer_raises_the_step_raises(backend: Backend, prompt: list[
     batcher.step([Feed(sequence=0, tokens=prompt)])
     assert observer.n_rows["blk.0.attn_q.weight"] == len(prompt)
     batcher.close()
+
+
+def sampled(seed: int) -> SamplingParams:
+    return SamplingParams(temperature=0.9, top_k=20, seed=seed)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, sampled(1), sampled(2), SamplingParams(repeat_penalty=1.3)])
+def test_a_draft_changes_no_token(batcher: Batcher, prompt: list[int], sampling: SamplingParams) -> None:
+    plain = go_on(batcher, 0, prompt, 12, sampling)
+    batcher.free(0)
+    drawn: list[int] = []
+    feed = prompt
+    rng = np.random.default_rng(7)
+    while len(drawn) < 12:
+        n_right = int(rng.integers(0, 4))
+        draft = plain[len(drawn) : len(drawn) + n_right] + [3, 4][: int(rng.integers(0, 3))]
+        done = batcher.step([Feed(sequence=0, tokens=feed, draft=draft, sampling=sampling)])[0].tokens
+        assert batcher.length(0) == len(prompt) + len(drawn) + len(done) - 1
+        drawn += done
+        feed = done[-1:]
+    assert drawn[:12] == plain
+
+
+def test_a_draft_that_cannot_be_checked_is_refused(batcher: Batcher, prompt: list[int]) -> None:
+    for feed in (
+        Feed(sequence=0, tokens=prompt, draft=[1]),
+        Feed(sequence=0, tokens=prompt, draft=[1], sampling=GREEDY, want="all"),
+        Feed(sequence=0, tokens=prompt, draft=[-1], sampling=GREEDY),
+    ):
+        with pytest.raises(ValueError, match=r"draft|vocabulary"):
+            batcher.step([feed])
+    assert batcher.length(0) == 0
+
+
+class Only:
+    """Lets some tokens pass, and remembers what was drawn."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens, self.drawn = list(tokens), []
+
+    def mask(self, logits: FloatArray) -> None:
+        kept = logits[self.tokens].copy()
+        logits[:] = -np.inf
+        logits[self.tokens] = kept
+
+    def accept(self, token: int) -> None:
+        self.drawn.append(token)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, sampled(3)])
+def test_a_constraint_is_kept_and_told(batcher: Batcher, prompt: list[int], sampling: SamplingParams) -> None:
+    only = Only(*range(40, 60))
+    feed, drawn = prompt, []
+    for draft in ([], [41, 42], [5], []):
+        done = batcher.step(
+            [Feed(sequence=0, tokens=feed, sampling=sampling, constraint=only, draft=draft, want="last")]
+        )[0]
+        assert done.logits is not None
+        assert np.isfinite(done.logits).all()
+        drawn += done.tokens
+        feed = done.tokens[-1:]
+    assert only.drawn == drawn
+    assert set(drawn) <= set(only.tokens)
+
+
+def test_a_saved_sequence_goes_on_as_if_it_had_never_left(batcher: Batcher, prompt: list[int]) -> None:
+    plain = go_on(batcher, 0, prompt, 8)
+    fed = [*prompt, *plain[:-1]]
+    state = batcher.save(0)
+    expected = go_on(batcher, 0, plain[-1:], 8)
+    go_on(batcher, 1, [5, 6, 7], 4)
+    batcher.load(1, state, fed)
+    assert batcher.length(1) == len(fed)
+    assert go_on(batcher, 1, plain[-1:], 8) == expected
+
+
+def test_what_is_no_state_leaves_the_sequence_empty(batcher: Batcher, prompt: list[int]) -> None:
+    go_on(batcher, 0, prompt, 4)
+    state = batcher.save(0)
+    for wrong, tokens in ((b"", prompt), (state[:-9], prompt), (b"x" * 100, prompt), (state, [1])):
+        with pytest.raises(BackendError):
+            batcher.load(1, wrong, tokens)
+        assert batcher.length(1) == 0
+    assert go_on(batcher, 1, prompt, 2) == go_on_anew(batcher, prompt)
+
+
+def go_on_anew(batcher: Batcher, prompt: list[int]) -> list[int]:
+    batcher.free(0)
+    return go_on(batcher, 0, prompt, 2)
+
+
+def test_shifting_forgets_the_middle(batcher: Batcher, prompt: list[int]) -> None:
+    go_on(batcher, 0, [*prompt, *range(40, 60)], 1)
+    length = batcher.length(0)
+    batcher.shift(0, 2, 9)
+    assert batcher.length(0) == length - 9
+    go_on(batcher, 0, [44], CONTEXT - batcher.length(0))
+    assert batcher.length(0) == CONTEXT
+    for keep, drop in ((-1, 2), (0, 0), (CONTEXT, 1)):
+        with pytest.raises(ValueError, match="drop"):
+            batcher.shift(0, keep, drop)
+
+
+def test_an_unknown_adapter_is_refused(batcher: Batcher, prompt: list[int]) -> None:
+    with pytest.raises(ValueError, match="adapter"):
+        batcher.step([Feed(sequence=0, tokens=prompt, adapters=(("nobody", 1.0),))])
+    assert batcher.length(0) == 0

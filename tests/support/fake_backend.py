@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from edgellm.errors import ContextOverflowError, UnsupportedError
+from edgellm.errors import BackendError, ContextOverflowError, SpecError, UnsupportedError
 from edgellm.protocols import (
+    Adapters,
     AskedPooling,
     Capabilities,
     Embedder,
@@ -60,9 +62,10 @@ class FakeBackend:
         self.add_bos = add_bos
         self.chat_template = chat_template
         self.capabilities = Capabilities(
-            can_truncate=can_truncate, can_copy=can_truncate, can_shift=False, lora=False, observer=True
+            can_truncate=can_truncate, can_copy=can_truncate, can_shift=can_truncate, lora=True, observer=True
         )
         self.batchers: list[FakeBatcher] = []
+        self.adapters: dict[str, Path] = {}
         self.closed = False
 
     @property
@@ -85,6 +88,11 @@ class FakeBackend:
 
     def is_end(self, token: int) -> bool:
         return token == END
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        if name in self.adapters:
+            raise SpecError(f"an adapter named {name!r} is loaded already")
+        self.adapters[name] = path
 
     def open(self, *, n_sequences: int, context: int, observer: Observer | None = None) -> FakeBatcher:
         self.batchers.append(FakeBatcher(self, n_sequences, context, observer))
@@ -121,9 +129,13 @@ class FakeBatcher:
         if len({feed.sequence for feed in feeds}) < len(feeds):
             raise ValueError("two feeds for one sequence")
         for feed in feeds:
-            length = self.length(feed.sequence) + len(feed.tokens)
-            if not feed.tokens or not all(0 <= token < VOCAB_SIZE for token in feed.tokens):
+            length = self.length(feed.sequence) + len(feed.tokens) + len(feed.draft)
+            if not feed.tokens or not all(0 <= t < VOCAB_SIZE for t in (*feed.tokens, *feed.draft)):
                 raise ValueError("no tokens, or one outside the vocabulary")
+            if feed.draft and (feed.sampling is None or feed.want == "all"):
+                raise ValueError("a draft is checked by drawing")
+            if any(name not in self._model.adapters for name, _ in feed.adapters):
+                raise ValueError("unknown adapter")
             if length > self.context:
                 raise ContextOverflowError(f"{length} tokens do not fit the context of {self.context}")
         self.before_step()
@@ -138,14 +150,26 @@ class FakeBatcher:
         for token in feed.tokens:
             cache.append(token)
             if feed.want == "all":
-                rows.append(_logits(cache))
-        if feed.want == "last":
-            rows = [_logits(cache)]
-        logits = np.stack(rows) if rows else None
+                rows.append(_logits(cache, feed.adapters))
         if feed.sampling is None:
-            return Sampled(tokens=[], logits=logits)
+            if feed.want == "last":
+                rows = [_logits(cache, feed.adapters)]
+            return Sampled(tokens=[], logits=np.stack(rows) if rows else None)
         sampler = self._samplers.setdefault(feed.sequence, _Sampler(feed.sampling))
-        return Sampled(tokens=[sampler.draw(_logits(cache), self._model.script)], logits=logits)
+        drawn: list[int] = []
+        for guess in (*feed.draft, None):
+            row = _logits(cache, feed.adapters)
+            if feed.want == "last":
+                rows.append(row.copy())
+            if feed.constraint:
+                feed.constraint.mask(row)
+            drawn.append(sampler.draw(row, self._model.script))
+            if feed.constraint:
+                feed.constraint.accept(drawn[-1])
+            if guess is None or drawn[-1] != guess or self._model.is_end(guess):
+                break
+            cache.append(guess)
+        return Sampled(tokens=drawn, logits=np.stack(rows) if rows else None)
 
     def _show(self, observer: Observer, tokens: Sequence[int]) -> None:
         """Two weights that share their input, and one of four experts of which each token meets two."""
@@ -180,6 +204,21 @@ class FakeBatcher:
         self._check(destination)
         self._cache[destination] = self._cache[source][:n_tokens]
 
+    def shift(self, sequence: int, n_keep: int, n_drop: int) -> None:
+        if n_keep < 0 or n_drop < 1 or n_keep + n_drop > self.length(sequence):
+            raise ValueError(f"cannot drop {n_drop} tokens after {n_keep}")
+        del self._cache[sequence][n_keep : n_keep + n_drop]
+
+    def save(self, sequence: int) -> bytes:
+        self._check(sequence)
+        return np.asarray(self._cache[sequence], dtype=np.int32).tobytes()
+
+    def load(self, sequence: int, state: bytes, tokens: Sequence[int]) -> None:
+        self.free(sequence)
+        if state != np.asarray(tokens, dtype=np.int32).tobytes():
+            raise BackendError("not a state of these tokens")
+        self._cache[sequence] = list(tokens)
+
     def reset_sampler(self, sequence: int) -> None:
         self._samplers.pop(sequence, None)
 
@@ -212,9 +251,10 @@ class _Sampler:
         return int(self._rng.choice(len(logits), p=weights / weights.sum()))
 
 
-def _logits(tokens: Sequence[int]) -> FloatArray:
+def _logits(tokens: Sequence[int], adapters: Adapters = ()) -> FloatArray:
     """A row that depends on every token before; the end is unlikely, text is ASCII letters mostly."""
-    rng = np.random.default_rng(zlib.crc32(np.asarray(tokens, dtype=np.int32).tobytes()))
+    seen = np.asarray(tokens, dtype=np.int32).tobytes() + (repr(adapters).encode() if adapters else b"")
+    rng = np.random.default_rng(zlib.crc32(seen))
     row = rng.standard_normal(VOCAB_SIZE, dtype=np.float32)
     row[97:123] += 3
     row[256:] -= 10

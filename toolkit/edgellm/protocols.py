@@ -6,7 +6,9 @@ sees what its weights are multiplied with. A `Meter` reads energy. Implementatio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -21,6 +23,9 @@ IntArray = npt.NDArray[np.int32]
 Want = Literal["none", "last", "all"]
 # How the states of a text's tokens become one row: `none` leaves them apart, `model` is what the model's file says.
 Pooling = Literal["none", "mean", "cls", "last"]
+MAX_LOGIT_BIASES = 1024
+# (name, scale) of each LoRA adapter in use, sorted by name; empty for the model alone.
+Adapters = tuple[tuple[str, float], ...]
 AskedPooling = Literal["model", "none", "mean", "cls", "last"]
 
 
@@ -32,6 +37,8 @@ class SamplingParams(Record):
         top_k: keep the k best, 0 for all.  top_p: keep the smallest set with that probability, 1 for all.
         min_p: drop tokens less likely than min_p times the best, 0 for none.
         repeat_penalty: divide the logits of the last `repeat_last_n` tokens, 1 for none.
+        presence_penalty, frequency_penalty: taken off their logits: once, and once for each time they occur there.
+        logit_bias: token -> what is added to its logit; -inf forbids it.
         seed: the same seed, prompt and model give the same text; None draws one.
     """
 
@@ -41,18 +48,27 @@ class SamplingParams(Record):
     min_p: float = 0.0
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
     seed: int | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("temperature", 0.0, 100.0), ("top_k", 0, 1 << 20), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0),
             ("repeat_penalty", 0.01, 100.0), ("repeat_last_n", 0, 1 << 16),
+            ("presence_penalty", -10.0, 10.0), ("frequency_penalty", -10.0, 10.0),
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, outside {low} to {high}")
         if self.seed is not None and not 0 <= self.seed < 2**32 - 1:
             raise ValueError(f"seed is {self.seed}, outside 0 to {2**32 - 2}")
+        if len(self.logit_bias) > MAX_LOGIT_BIASES:
+            raise ValueError(f"logit_bias has {len(self.logit_bias)} tokens, at most {MAX_LOGIT_BIASES}")
+        for token, bias in self.logit_bias.items():
+            if token < 0 or math.isnan(bias) or bias == math.inf:
+                raise ValueError(f"logit_bias of token {token} is {bias}, expected a number or -inf")
 
 
 class Capabilities(Record):
@@ -65,6 +81,18 @@ class Capabilities(Record):
     observer: bool
 
 
+class Constraint(Protocol):
+    """Which tokens may come next in one sequence; it follows what is drawn."""
+
+    def mask(self, logits: FloatArray) -> None:
+        """Set the logits (n_vocab,) of tokens that may not come to -inf, in place."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """This token was drawn."""
+        ...
+
+
 class Feed(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens for one sequence in one step.
 
@@ -73,16 +101,28 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True):
         tokens: ids appended to its cache, at least one.
         sampling: draw a token after the last one; None draws nothing.
         want: rows of logits to return: none, the last token's, or all.
+        draft: guesses of what will be drawn. They are computed in the same call; a token is drawn after each that was
+            guessed right, and wrong ones leave the cache again. The text is the same as without.
+        constraint: masks the logits before each draw.
+        adapters: LoRA adapters that these tokens are computed with.
     """
 
     sequence: int
     tokens: Sequence[int]
     sampling: SamplingParams | None = None
     want: Want = "none"
+    draft: Sequence[int] = ()
+    constraint: Constraint | None = None
+    adapters: Adapters = ()
 
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):
-    """What a step gave for one feed: tokens drawn, and logits of shape (n_rows, n_vocab) if wanted."""
+    """What a step gave for one feed.
+
+    Attributes:
+        tokens: drawn: the guesses that were right, and one more. All but the last are in the cache.
+        logits: (n_rows, n_vocab) if wanted, before any constraint; with a draft, `last` gives one row per token drawn.
+    """
 
     tokens: list[int]
     logits: FloatArray | None = None
@@ -108,6 +148,26 @@ class Batcher(Protocol):
 
     def copy_prefix(self, source: int, destination: int, n_tokens: int) -> None:
         """Make `destination` the first n_tokens of `source`."""
+        ...
+
+    def shift(self, sequence: int, n_keep: int, n_drop: int) -> None:
+        """Forget n_drop tokens after the first n_keep; what follows moves up.
+
+        Raises:
+            UnsupportedError: see `capabilities.can_shift`.
+        """
+        ...
+
+    def save(self, sequence: int) -> bytes:
+        """A sequence's cache as bytes, for `load` of a batcher of the same model and options."""
+        ...
+
+    def load(self, sequence: int, state: bytes, tokens: Sequence[int]) -> None:
+        """Replace a sequence's cache by what `save` gave for these tokens.
+
+        Raises:
+            BackendError: it is not such a state; the sequence is empty then.
+        """
         ...
 
     def reset_sampler(self, sequence: int) -> None:
@@ -214,6 +274,14 @@ class Backend(Protocol):
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends a generation."""
+        ...
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load a LoRA adapter once, to be named in feeds. Before any batcher is in use.
+
+        Raises:
+            BackendError: it does not fit the model.  UnsupportedError: see `capabilities.lora`.
+        """
         ...
 
     def open(self, *, n_sequences: int, context: int, observer: Observer | None = None) -> Batcher:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import BackendError, SpecError, UnsupportedError
+from edgellm.native.llama_adapters import LoadedAdapters
 from edgellm.native.llama_batcher import LlamaBatcher
 from edgellm.native.llama_embeddings import LlamaEmbedder
 from edgellm.native.llama_library import binding_version, bindings, failure, forget_errors, header_overrides
@@ -72,6 +73,7 @@ class LlamaModel:
         template = self._lib.llama_model_chat_template(self._model, None)
         self.chat_template: str | None = template.decode("utf-8", errors="replace") if template else None
         self._pieces: dict[int, bytes] = {}
+        self._adapters = LoadedAdapters()
         simple_cache = not vocab_only and not (
             self._lib.llama_model_is_recurrent(self._model)
             or self._lib.llama_model_is_hybrid(self._model)
@@ -80,8 +82,8 @@ class LlamaModel:
         self.capabilities = Capabilities(
             can_truncate=simple_cache,
             can_copy=simple_cache,
-            can_shift=False,
-            lora=False,
+            can_shift=simple_cache and self._lib.llama_model_rope_type(self._model) >= 0,
+            lora=not vocab_only,
             observer=not vocab_only,
         )
 
@@ -157,6 +159,15 @@ class LlamaModel:
         self._check_open()
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load a LoRA adapter (GGUF) once, to be named in feeds.
+
+        Raises:
+            SpecError: the name is taken.  BackendError: llama.cpp refuses the file for this model.
+        """
+        self._check_open()
+        self._adapters.load(self._model, name, path)
+
     def open(self, *, n_sequences: int = 1, context: int, observer: Observer | None = None) -> LlamaBatcher:
         """Make KV caches for that many sequences of `context` tokens each.
 
@@ -171,8 +182,9 @@ class LlamaModel:
                 hint=f"use --context {self.context_train} or less",
             )
         return LlamaBatcher(
-            self, self._model, self.options, n_sequences=n_sequences, context=context, observer=observer
-        )
+            self, self._model, self.options, n_sequences=n_sequences, context=context,
+            adapters=self._adapters, observer=observer,
+        )  # fmt: skip
 
     def _architecture(self) -> str:
         buffer = ctypes.create_string_buffer(64)

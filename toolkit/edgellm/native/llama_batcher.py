@@ -7,15 +7,15 @@ that is made in mid-sequence sees what came before it.
 from __future__ import annotations
 
 import ctypes
-import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
 from edgellm.formats import ggml_types
+from edgellm.native.llama_adapters import LoadedAdapters
+from edgellm.native.llama_batch import BatchArrays
 from edgellm.native.llama_library import bindings, failure, forget_errors, last_error
 from edgellm.native.llama_observer import GraphObserver
 from edgellm.native.llama_options import FLASH_ATTENTION, LlamaOptions
@@ -40,6 +40,7 @@ class LlamaBatcher:
         *,
         n_sequences: int,
         context: int,
+        adapters: LoadedAdapters,
         observer: Observer | None = None,
     ) -> None:
         lib = bindings()
@@ -82,16 +83,20 @@ class LlamaBatcher:
         self.context = context
         self.n_batch = options.n_batch
         self._tokens: list[list[int]] = [[] for _ in range(n_sequences)]
-        self._batch = _BatchArrays(lib, options.n_batch)
+        self._batch = BatchArrays(lib, options.n_batch)
+        self._adapters = adapters.of_context(self._ctx)
+        self._logits = np.empty((0, 0), dtype=np.float32)
+        self._logits_at = (0, 0)
 
     def step(self, feeds: Sequence[Feed]) -> list[Sampled]:
         """Append each feed's tokens; draw a token and return logits where asked.
 
-        A feed (or all feeds together) longer than n_batch becomes several native calls.
+        One native call; more where feeds together are longer than n_batch, or differ in their adapters.
 
         Raises:
             ContextOverflowError: a sequence would grow past its context; nothing was appended.
-            ValueError: a sequence or token that does not exist, or two feeds for one sequence; nothing was appended.
+            ValueError: a sequence, token or adapter that does not exist, a draft that cannot be checked, or two feeds
+                for one sequence; nothing was appended.
             BackendError: the native call failed.
 
         What an observer raised is raised too; `truncate` or `free` the sequences of that step before going on.
@@ -101,16 +106,28 @@ class LlamaBatcher:
             self._check_feed(feed)
         if len({feed.sequence for feed in feeds}) < len(feeds):
             raise ValueError("two feeds for one sequence in one step")
-        results: list[Sampled] = []
-        group: list[Feed] = []
-        n_in_group = 0
-        for feed in feeds:
-            if group and n_in_group + len(feed.tokens) > self.n_batch:
-                results += self._run(group)
-                group, n_in_group = [], 0
-            group.append(feed)
-            n_in_group += len(feed.tokens)
-        return results + self._run(group) if group else results
+        if len(feeds) == 1:
+            return self._run(list(feeds))
+        results: dict[int, Sampled] = {}
+        for group in self._groups(feeds):
+            results |= zip([feed.sequence for feed in group], self._run(group), strict=True)
+        return [results[feed.sequence] for feed in feeds]
+
+    def _groups(self, feeds: Sequence[Feed]) -> Iterator[list[Feed]]:
+        """Feeds that one native call can take: the same adapters, and no more than n_batch tokens."""
+        for adapters in dict.fromkeys(feed.adapters for feed in feeds):
+            group: list[Feed] = []
+            n_in_group = 0
+            for feed in feeds:
+                if feed.adapters != adapters:
+                    continue
+                n_tokens = len(feed.tokens) + len(feed.draft)
+                if group and n_in_group + n_tokens > self.n_batch:
+                    yield group
+                    group, n_in_group = [], 0
+                group.append(feed)
+                n_in_group += n_tokens
+            yield group
 
     def _check_open(self) -> None:
         if not self._ctx:
@@ -124,35 +141,49 @@ class LlamaBatcher:
         self._check_sequence(feed.sequence)
         if not feed.tokens:
             raise ValueError(f"sequence {feed.sequence} was fed no tokens")
-        low, high, n_vocab = min(feed.tokens), max(feed.tokens), self._model.vocab_size
-        if low < 0 or high >= n_vocab:
-            bad = low if low < 0 else high
-            raise ValueError(
-                f"sequence {feed.sequence} was fed token {bad}, outside the vocabulary of {n_vocab}"
-            )
-        wanted = len(self._tokens[feed.sequence]) + len(feed.tokens)
+        n_vocab = self._model.vocab_size
+        for tokens in (feed.tokens, feed.draft):
+            if tokens and (min(tokens) < 0 or max(tokens) >= n_vocab):
+                bad = next(token for token in tokens if not 0 <= token < n_vocab)
+                raise ValueError(
+                    f"sequence {feed.sequence} was fed token {bad}, outside the vocabulary of {n_vocab}"
+                )
+        if feed.adapters:
+            self._adapters.check(feed.adapters)
+        if feed.draft:
+            self._check_draft(feed)
+        wanted = len(self._tokens[feed.sequence]) + len(feed.tokens) + len(feed.draft)
         if wanted > self.context:
             raise ContextOverflowError(
                 f"{wanted} tokens do not fit the context of {self.context}",
                 hint="use a larger --context or a shorter prompt",
             )
 
+    def _check_draft(self, feed: Feed) -> None:
+        if feed.sampling is None or feed.want == "all":
+            raise ValueError("a draft is checked by drawing: it needs sampling, and not all rows")
+        if len(feed.tokens) + len(feed.draft) > self.n_batch:
+            raise ValueError(
+                f"{len(feed.tokens)} tokens and a draft of {len(feed.draft)} exceed a batch of {self.n_batch}"
+            )
+        if not self._model.capabilities.can_truncate:
+            raise ValueError("this model's cache cannot be truncated, so no draft can be tried")
+
     def _run(self, feeds: list[Feed]) -> list[Sampled]:
         if len(feeds) == 1 and len(feeds[0].tokens) > self.n_batch:
             return [self._run_long(feeds[0])]
+        self._adapters.use(feeds[0].adapters)
         self._batch.clear()
-        last_rows = []
+        firsts = []
         for feed in feeds:
-            last = feed.sampling is not None or feed.want != "none"
             start = len(self._tokens[feed.sequence])
-            last_rows.append(
-                self._batch.append(feed.tokens, feed.sequence, start, last=last, every=feed.want == "all")
-            )
+            firsts.append(self._batch.append(feed, start))
         self._decode()
+        rows = self._rows()
         results = []
-        for feed, row in zip(feeds, last_rows, strict=True):
+        for feed, (row, output) in zip(feeds, firsts, strict=True):
             self._tokens[feed.sequence] += feed.tokens
-            results.append(self._collect(feed, row))
+            results.append(self._collect(feed, row, output, rows))
         return results
 
     def _run_long(self, feed: Feed) -> Sampled:
@@ -166,6 +197,8 @@ class LlamaBatcher:
                 tokens=tokens[start : start + self.n_batch],
                 sampling=feed.sampling if is_last else None,
                 want=want,
+                constraint=feed.constraint,
+                adapters=feed.adapters,
             )
             done = self._run([part])[0]
             if done.logits is not None:
@@ -184,29 +217,60 @@ class LlamaBatcher:
         if code:
             raise BackendError(f"llama_decode failed with code {code}: {last_error()}")
 
-    def _collect(self, feed: Feed, last_row: int) -> Sampled:
+    def _rows(self) -> FloatArray:
+        """(n_outputs, n_vocab) logits of the last call, in the library's own memory."""
+        n_outputs, n_vocab = self._batch.n_outputs, self._model.vocab_size
+        if not n_outputs:
+            return np.empty((0, n_vocab), dtype=np.float32)
+        address = ctypes.cast(self._lib.llama_get_logits(self._ctx), ctypes.c_void_p).value
+        if not address:
+            raise BackendError(f"no logits: {last_error()}")
+        if (address, n_outputs) != self._logits_at:
+            buffer = (ctypes.c_float * (n_outputs * n_vocab)).from_address(address)
+            self._logits_at = (address, n_outputs)
+            self._logits = np.ctypeslib.as_array(buffer).reshape(n_outputs, n_vocab)
+        return self._logits
+
+    def _collect(self, feed: Feed, row: int, output: int, rows: FloatArray) -> Sampled:
+        """What a feed asked for; its first output is in batch row `row`, and row `output` of `rows`."""
         logits = None
         if feed.want == "all":
-            first = last_row - len(feed.tokens) + 1
-            logits = np.stack([self._row(first + i) for i in range(len(feed.tokens))])
-        elif feed.want == "last":
-            logits = self._row(last_row)[np.newaxis].copy()
+            logits = rows[output : output + len(feed.tokens)].copy()
+            row, output = row + len(feed.tokens) - 1, output + len(feed.tokens) - 1
         sampler = self._samplers.get(feed.sequence)
         if sampler is not None:
             sampler.accept_fed(feed.tokens)
         if feed.sampling is None:
-            return Sampled(tokens=[], logits=logits)
+            return Sampled(
+                tokens=[], logits=rows[output : output + 1].copy() if feed.want == "last" else logits
+            )
         if sampler is None or sampler.params != feed.sampling:
             sampler = Sampler(self._lib, feed.sampling, self._model.vocab_size)
             sampler.accept(self._tokens[feed.sequence])
             self._samplers[feed.sequence] = sampler
-        return Sampled(tokens=[sampler.draw(self._ctx, last_row, self._row)], logits=logits)
+        drawn: list[int] = []
+        wanted: list[FloatArray] = []
+        for i in range(len(feed.draft) + 1):
+            if feed.want == "last":
+                wanted.append(rows[output + i].copy())
+            if feed.constraint is not None:
+                feed.constraint.mask(rows[output + i])
+            token = sampler.draw(self._ctx, row + i, rows[output + i])
+            drawn.append(token)
+            if feed.constraint is not None:
+                feed.constraint.accept(token)
+            if i == len(feed.draft) or token != feed.draft[i] or self._model.is_end(token):
+                break
+        if feed.draft:
+            self._keep_right(feed, len(drawn) - 1)
+        return Sampled(tokens=drawn, logits=np.stack(wanted) if wanted else logits)
 
-    def _row(self, index: int) -> FloatArray:
-        pointer = self._lib.llama_get_logits_ith(self._ctx, index)
-        if not pointer:
-            raise BackendError(f"no logits for row {index}: {last_error()}")
-        return np.ctypeslib.as_array(pointer, shape=(self._model.vocab_size,))
+    def _keep_right(self, feed: Feed, n_right: int) -> None:
+        """Take the guesses that were wrong out of the cache."""
+        tokens = self._tokens[feed.sequence]
+        tokens += feed.draft[:n_right]
+        if n_right < len(feed.draft):
+            self._lib.llama_memory_seq_rm(self._memory, feed.sequence, len(tokens), -1)
 
     def length(self, sequence: int) -> int:
         """Tokens in that sequence's cache."""
@@ -251,6 +315,54 @@ class LlamaBatcher:
             self._tokens[destination] = list(self._tokens[source])
         self.truncate(destination, n_tokens)
 
+    def shift(self, sequence: int, n_keep: int, n_drop: int) -> None:
+        """Forget n_drop tokens after the first n_keep; what follows moves up, its keys are rotated anew.
+
+        Raises:
+            UnsupportedError: positions of this model are no rotations, or its cache cannot be truncated.
+        """
+        self._check_open()
+        self._check_sequence(sequence)
+        tokens = self._tokens[sequence]
+        if n_keep < 0 or n_drop < 1 or n_keep + n_drop > len(tokens):
+            raise ValueError(f"cannot drop {n_drop} tokens after {n_keep} of {len(tokens)}")
+        if not self._model.capabilities.can_shift:
+            raise UnsupportedError("this model's cache cannot be shifted")
+        rest = n_keep + n_drop
+        if not self._lib.llama_memory_seq_rm(self._memory, sequence, n_keep, rest):
+            raise UnsupportedError("this model's cache cannot be truncated")
+        self._lib.llama_memory_seq_add(self._memory, sequence, rest, -1, -n_drop)
+        del tokens[n_keep:rest]
+
+    def save(self, sequence: int) -> bytes:
+        """A sequence's cache as bytes, for `load` of a batcher of the same model and options."""
+        self._check_open()
+        self._check_sequence(sequence)
+        n_bytes = self._lib.llama_state_seq_get_size(self._ctx, sequence)
+        buffer = (ctypes.c_uint8 * n_bytes)()
+        done = self._lib.llama_state_seq_get_data(self._ctx, buffer, n_bytes, sequence)
+        if done != n_bytes:
+            raise BackendError(f"llama.cpp wrote {done} of {n_bytes} bytes of sequence {sequence}")
+        return bytes(buffer)
+
+    def load(self, sequence: int, state: bytes, tokens: Sequence[int]) -> None:
+        """Replace a sequence's cache by what `save` gave for these tokens.
+
+        Raises:
+            BackendError: it is not such a state; the sequence is empty then.
+        """
+        self.free(sequence)
+        if len(tokens) > self.context:
+            raise ContextOverflowError(f"{len(tokens)} tokens do not fit the context of {self.context}")
+        forget_errors()
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        done = self._lib.llama_state_seq_set_data(self._ctx, buffer, len(state), sequence)
+        last = self._lib.llama_memory_seq_pos_max(self._memory, sequence)
+        if done != len(state) or last != len(tokens) - 1:
+            self.free(sequence)
+            raise BackendError(f"not a state of {len(tokens)} tokens of this model: {last_error()}")
+        self._tokens[sequence] = list(tokens)
+
     def reset_sampler(self, sequence: int) -> None:
         """Forget a sequence's sampler, so that its seed starts anew; the cache stays."""
         self._samplers.pop(sequence, None)
@@ -273,49 +385,3 @@ class LlamaBatcher:
     def __del__(self) -> None:
         if getattr(self, "_ctx", None):
             self.close()
-
-
-class _BatchArrays:
-    """A llama_batch over numpy arrays of our own, so that filling it costs no call per token."""
-
-    def __init__(self, lib: types.ModuleType, capacity: int) -> None:
-        self._tokens = np.zeros(capacity, dtype=np.int32)
-        self._positions = np.zeros(capacity, dtype=np.int32)
-        self._counts = np.ones(capacity, dtype=np.int32)
-        self._sequences = np.zeros(capacity, dtype=np.int32)
-        first = self._sequences.ctypes.data
-        self._pointers = np.arange(first, first + 4 * capacity, 4, dtype=np.uintp)
-        self._outputs = np.zeros(capacity, dtype=np.int8)
-        self.struct = lib.llama_batch(
-            n_tokens=0,
-            token=_pointer(self._tokens, ctypes.c_int32),
-            embd=None,
-            pos=_pointer(self._positions, ctypes.c_int32),
-            n_seq_id=_pointer(self._counts, ctypes.c_int32),
-            seq_id=ctypes.cast(self._pointers.ctypes.data, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
-            logits=_pointer(self._outputs, ctypes.c_int8),
-        )
-
-    def clear(self) -> None:
-        self.struct.n_tokens = 0
-
-    def append(self, tokens: Sequence[int], sequence: int, start: int, *, last: bool, every: bool) -> int:
-        """Add tokens at positions start.. and return the row of the last one."""
-        a: int = self.struct.n_tokens
-        b = a + len(tokens)
-        if b == a + 1:
-            self._tokens[a], self._positions[a], self._sequences[a] = tokens[0], start, sequence
-            self._outputs[a] = last or every
-        else:
-            self._tokens[a:b] = tokens
-            self._positions[a:b] = np.arange(start, start + len(tokens))
-            self._sequences[a:b] = sequence
-            self._outputs[a:b] = every
-            self._outputs[b - 1] = last or every
-        self.struct.n_tokens = b
-        last_row: int = b - 1
-        return last_row
-
-
-def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
-    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

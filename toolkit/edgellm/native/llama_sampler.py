@@ -1,14 +1,14 @@
 """Sampling parameters as a chain of llama.cpp's native samplers.
 
-Order, as in llama.cpp: penalties, top-k, top-p, min-p, temperature, draw. Temperature 0 takes the most likely token;
-without penalties that needs no native sampler at all.
+Order, as in llama.cpp: bias, penalties, top-k, top-p, min-p, temperature, draw. Temperature 0 takes the most likely
+token; without bias and penalties that needs no native sampler at all.
 """
 
 from __future__ import annotations
 
 import secrets
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from edgellm.protocols import FloatArray, SamplingParams
@@ -22,18 +22,17 @@ class Sampler:
         self._lib = lib
         self._chain: Any = None
         self._drawn: int | None = None
-        self._penalised = params.repeat_penalty != 1.0 and params.repeat_last_n > 0
-        if params.temperature == 0 and not self._penalised:
+        penalties = (params.repeat_penalty, params.frequency_penalty, params.presence_penalty)
+        self._penalised = penalties != (1.0, 0.0, 0.0) and params.repeat_last_n > 0
+        if params.temperature == 0 and not self._penalised and not params.logit_bias:
             return
         chain = self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         add = lib.llama_sampler_chain_add
+        if params.logit_bias:
+            biases = (lib.llama_logit_bias * len(params.logit_bias))(*params.logit_bias.items())
+            add(chain, lib.llama_sampler_init_logit_bias(vocab_size, len(biases), biases))
         if self._penalised:
-            add(
-                chain,
-                lib.llama_sampler_init_penalties(
-                    vocab_size, params.repeat_last_n, params.repeat_penalty, 0.0, 0.0
-                ),
-            )
+            add(chain, lib.llama_sampler_init_penalties(vocab_size, params.repeat_last_n, *penalties))
         if params.temperature == 0:
             add(chain, lib.llama_sampler_init_greedy())
             return
@@ -58,10 +57,10 @@ class Sampler:
         self.accept(tokens[1:] if tokens[0] == self._drawn else tokens)
         self._drawn = None
 
-    def draw(self, context: Any, row: int, logits: Callable[[int], FloatArray]) -> int:
-        """The next token after batch row `row`."""
+    def draw(self, context: Any, row: int, logits: FloatArray) -> int:
+        """The next token after batch row `row`, whose logits (n_vocab,) these are."""
         if self._chain is None:
-            return int(logits(row).argmax())
+            return int(logits.argmax())
         self._drawn = int(self._lib.llama_sampler_sample(self._chain, context, row))
         return self._drawn
 
