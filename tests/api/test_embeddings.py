@@ -131,7 +131,7 @@ def test_a_class_that_transformers_has_not_is_a_reason(encoder: Path, tmp_path: 
     changed.config["architectures"] = ["NoSuchModel"]
     found, because = reference.open_transformers(
         Unquantized(pipeline.read_source(open_checkpoint(encoder))),
-        lambda _: reference.TransformersEmbedder(changed, context=CONTEXT, pooling="mean"),
+        lambda _: reference.TransformersEmbedder(changed, context=CONTEXT, pooling="mean", n_threads=1),
     )
     assert found is None
     assert "NoSuchModel" in because

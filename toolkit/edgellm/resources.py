@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgellm.errors import EdgeLLMError
 
+CACHE_VARIABLE = "EDGELLM_CACHE"
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -38,7 +39,7 @@ def data_directory(name: str) -> Path:
 
 def cache_directory() -> Path:
     """Where large files that can be made again are kept: EDGELLM_CACHE, else the system's place for caches."""
-    chosen = os.environ.get("EDGELLM_CACHE")
+    chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen).expanduser()
     import platformdirs

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edgellm.artifact import MANIFEST_NAME, holds_nothing_else
 from edgellm.errors import OutputError, OutputExistsError
+from edgellm.resources import CACHE_VARIABLE
 
 
 @contextlib.contextmanager
@@ -48,26 +49,6 @@ def staged_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
             raise write_error(final, err) from err
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
-    """A directory for work that is thrown away; what a killed process left under the same name goes first.
-
-    Raises:
-        OutputError: the place cannot be written.
-    """
-    scratch = _partial(parent / name)
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(parent / name)
-        scratch.mkdir()
-    except OSError as err:
-        raise write_error(parent, err) from err
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_output_free(final: Path, *, force: bool) -> None:
@@ -123,24 +104,33 @@ def staged_file(final: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_error(path: Path, err: OSError) -> OutputError:
-    """An OSError while writing, as ours, with a hint that fits the cause."""
+def write_error(path: Path, err: OSError, *, in_cache: bool = False) -> OutputError:
+    """An OSError while writing, as ours, with a hint that fits the cause.
+
+    Args:
+        in_cache: the place is chosen by EDGELLM_CACHE, not by -o.
+    """
     import errno
 
+    choose = f"set {CACHE_VARIABLE} to a place" if in_cache else "choose a -o"
+    another = f"set {CACHE_VARIABLE} to another place" if in_cache else "choose another -o"
     hints = {
-        errno.ENOSPC: "free some space or choose a -o on another disk",
-        errno.EDQUOT: "your quota is used up: choose a -o elsewhere",
-        errno.EACCES: "choose a -o that you may write to",
-        errno.EPERM: "choose a -o that you may write to",
-        errno.EROFS: "that file system is read-only: choose a -o elsewhere",
-        errno.ENOTDIR: "a part of that path is a file: choose another -o",
-        errno.EEXIST: "something else made that name meanwhile: choose another -o",
+        errno.ENOSPC: f"free some space or {choose} on another disk",
+        errno.EDQUOT: f"your quota is used up: {choose} elsewhere",
+        errno.EACCES: f"{choose} that you may write to",
+        errno.EPERM: f"{choose} that you may write to",
+        errno.EROFS: f"that file system is read-only: {choose} elsewhere",
+        errno.ENOTDIR: f"a part of that path is a file: {another}",
+        errno.EEXIST: f"something else made that name meanwhile: {another}",
     }
     number = err.errno or 0
-    if number == errno.EEXIST and any(parent.exists() and not parent.is_dir() for parent in path.parents):
+    whole = (path, *path.parents) if in_cache else path.parents
+    if number == errno.EEXIST and any(part.exists() and not part.is_dir() for part in whole):
         number = errno.ENOTDIR
+    what = f"{path} (in the cache)" if in_cache else str(path)
     return OutputError(
-        f"{path}: cannot be written: {os.strerror(number) if number else err}", hint=hints.get(number)
+        f"{what}: cannot be written: {os.strerror(number) if number else err}",
+        hint=hints.get(number, another if in_cache else None),
     )
 
 

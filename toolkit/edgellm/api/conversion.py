@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict, Unpack
 
-from edgellm import artifact, machine, staging, targets
+from edgellm import artifact, machine, scratch, staging, targets
 from edgellm.api import calibration, launch, models
 from edgellm.api.mixing import search_mix
 from edgellm.api.receipts import Check, Engine, Progress, make_receipt, rejected
@@ -172,6 +172,7 @@ def convert(
     staging.check_output_free(final, force=force)
     _check_source_outside(plan.source.checkpoint, final)
     writer.check_free_space(final.parent, plan.needed_bytes)
+    scratch.sweep()
     with ExitStack() as stack:
         source = _with_weights(plan, progress)
         parents = stack.enter_context(pipeline.hashing(source.checkpoint))

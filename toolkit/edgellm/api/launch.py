@@ -7,12 +7,11 @@ back as the same error. What a child does is in `children`.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgellm import process
+from edgellm import process, scratch
 from edgellm.convert.vocabulary.choose import Engines, Reference, Seen, Settings
 from edgellm.errors import BackendError, BadInputError, EdgeLLMError, NativeCrash, ResourceError
 
@@ -77,10 +76,11 @@ def trial_ids(
     """
     answers: list[Seen | EdgeLLMError] = []
     n_timeouts = 0
-    with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
+    with scratch.directory("trials") as folder:
         while len(answers) < len(settings):
-            log = Path(folder) / f"{len(answers)}.jsonl"
-            log.touch()
+            log = folder / f"{len(answers)}.jsonl"
+            with scratch.write_errors(log):
+                log.touch()
             spec = {
                 "path": str(path), "settings": [dict(s) for s in settings[len(answers) :]], "texts": list(texts),
                 "wanted": wanted, "answers": str(log),

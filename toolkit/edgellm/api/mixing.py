@@ -6,7 +6,7 @@ import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 
-from edgellm import machine, resources, staging
+from edgellm import scratch
 from edgellm.api import models
 from edgellm.api.calibration import read_text
 from edgellm.api.receipts import Progress
@@ -42,9 +42,18 @@ def search_mix(
         SpecError: the budget is below the smallest file.  BadInputError: too little text.
         UnsupportedError: the source is quantized, or gives embeddings.
     """
-    source, cache = unquantized.source, resources.cache_directory()
-    writer.check_free_space(cache, search.needed_bytes(source))
-    folder = stack.enter_context(staging.scratch_directory(cache, "mix"))
+    source = unquantized.source
+    writer.check_free_space(scratch.root(), search.needed_bytes(source), in_cache=True)
+    folder = stack.enter_context(scratch.directory("mix"))
+    with scratch.write_errors(folder):
+        return _search(unquantized, recipe, folder, max_bytes, bpw, text, without_text, progress)
+
+
+def _search(
+    unquantized: Unquantized, recipe: Recipe, folder: Path, max_bytes: int | None, bpw: float | None, text: Path | None,
+    without_text: bool, progress: Progress | None,
+) -> tuple[search.Mix, Provenance | None]:  # fmt: skip
+    source = unquantized.source
     # The name of the mix and the hashes of the parents are not known yet; their lengths are.
     named = replace(recipe, quant=f"{mixture.MIX}_00.00", tensor_types=source.base_types())
     hashes = {source.checkpoint.name_of(path): "0" * 64 for path in source.checkpoint.files}
@@ -55,10 +64,10 @@ def search_mix(
     ids, provenance = (None, None) if without_text else _tokens(unquantized, read_text(text), folder)
 
     def load(path: Path) -> LlamaModel:
-        return models.open_backend(path, LlamaOptions(n_threads=machine.default_threads()))
+        return models.open_backend(path, LlamaOptions(n_threads=unquantized.n_threads))
 
     measured = search.measure(
-        source, load, folder, header_bytes=header_bytes, n_workers=machine.usable_cores(), text_ids=ids, progress=progress
+        source, load, folder, header_bytes=header_bytes, n_workers=unquantized.n_workers, text_ids=ids, progress=progress
     )  # fmt: skip
     mix = measured.mix(n_bytes)
     return mix, provenance

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edgellm import artifact, machine
+from edgellm import artifact
 from edgellm.api import models
 from edgellm.api.reference import C, TransformersEmbedder, TransformersReference, open_transformers
 from edgellm.api.unquantized import Unquantized
@@ -142,9 +142,7 @@ def make_receipt(
     check.check_kind(is_encoder=is_encoder)
     text = _read_text(check.text or quality.CHECK_TEXT)
     with ExitStack() as stack:
-        candidate = models.open_backend(
-            Path(opened.model_path), LlamaOptions(n_threads=machine.default_threads())
-        )
+        candidate = models.open_backend(Path(opened.model_path), LlamaOptions(n_threads=reference.n_threads))
         stack.callback(candidate.close)
         tokenizer = Tokenizer(candidate, Path(opened.tokenizer_path) if opened.tokenizer_path else None)
         sides = _Sides(candidate, tokenizer, reference, opened.manifest.quant, check, progress, stack)
@@ -203,7 +201,10 @@ def _compare_text(sides: _Sides, words: str) -> _Comparison:
     candidate, tokenizer, check = sides.candidate, sides.tokenizer, sides.check
     add_bos, bos_id = candidate.add_bos, candidate.bos_id
     found, because = _by_transformers(
-        sides, lambda checkpoint: TransformersReference(checkpoint, add_bos=add_bos, bos_id=bos_id)
+        sides,
+        lambda checkpoint: TransformersReference(
+            checkpoint, add_bos=add_bos, bos_id=bos_id, n_threads=sides.reference.n_workers
+        ),
     )
     first: quality.Reference = found or sides.reference.open()
     max_kl, min_top1 = check.bounds(sides.quant)
@@ -230,7 +231,10 @@ def _compare_embeddings(sides: _Sides, words: str) -> _Comparison:
     stack.callback(embedder.close)
     pooling = _pooling(sides.reference)
     found, because = _by_transformers(
-        sides, lambda checkpoint: TransformersEmbedder(checkpoint, context=context, pooling=pooling)
+        sides,
+        lambda checkpoint: TransformersEmbedder(
+            checkpoint, context=context, pooling=pooling, n_threads=sides.reference.n_workers
+        ),
     )
     first: Embedder = found or quality_embeddings.open_pooled(sides.reference.open(), context)
     stack.callback(first.close)

@@ -77,7 +77,9 @@ class _Child:
         EdgeLLMError: the child cannot load the model; its own last words are in the message.
     """
 
-    def __init__(self, checkpoint: Checkpoint, wanted: Literal["logits", "states"]) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, wanted: Literal["logits", "states"], *, n_threads: int
+    ) -> None:
         python = find_python().python
         if python is None:
             raise BackendError("transformers is not installed")
@@ -85,7 +87,7 @@ class _Child:
         class_name = checkpoint.config["architectures"][0]
         quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
         argv = [str(python), "-P", str(program), str(checkpoint.path.resolve()), class_name]
-        argv += [str(machine.usable_cores()), wanted]
+        argv += [str(n_threads), wanted]
         self._conversation = Conversation(argv, env={**os.environ, **quiet})
         try:
             hello = json.loads(self._conversation.ask(b"", _HELLO_BYTES, timeout_s=_LOAD_S))
@@ -117,8 +119,8 @@ class TransformersReference:
         EdgeLLMError: transformers cannot load it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, add_bos: bool, bos_id: int | None) -> None:
-        self._child = _Child(checkpoint, "logits")
+    def __init__(self, checkpoint: Checkpoint, *, add_bos: bool, bos_id: int | None, n_threads: int) -> None:
+        self._child = _Child(checkpoint, "logits", n_threads=n_threads)
         self.vocab_size, self.engine = self._child.n_vocab, self._child.engine
         self.add_bos, self.bos_id = add_bos, bos_id
 
@@ -159,8 +161,8 @@ class TransformersEmbedder:
         EdgeLLMError: transformers cannot load it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, context: int, pooling: Pooling) -> None:
-        self._child = _Child(checkpoint, "states")
+    def __init__(self, checkpoint: Checkpoint, *, context: int, pooling: Pooling, n_threads: int) -> None:
+        self._child = _Child(checkpoint, "states", n_threads=n_threads)
         self.vocab_size, self.embedding_size = self._child.n_vocab, self._child.n_columns
         self.engine = self._child.engine
         self.context, self.pooling = context, pooling

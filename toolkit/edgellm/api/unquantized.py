@@ -6,7 +6,7 @@ import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 
-from edgellm import artifact, machine, resources, staging
+from edgellm import artifact, machine, scratch
 from edgellm.api import launch, models
 from edgellm.convert import pipeline, writer
 from edgellm.convert.source import Source
@@ -17,10 +17,18 @@ class Unquantized:
     """A source in its own precision; a context manager.
 
     A GGUF source is used as it is. Anything else is written into the cache and removed when the block is left.
+
+    Args:
+        jobs: threads that write and run it; None takes what this machine has.
+
+    Attributes:
+        n_workers: threads that write.  n_threads: threads that compute.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, jobs: int | None = None) -> None:
         self.source = source
+        self.n_workers = jobs or machine.usable_cores()
+        self.n_threads = jobs or machine.default_threads()
         self._stack = ExitStack()
         self._path: Path | None = None
         self._hashes: dict[Path, str] | None = None
@@ -51,7 +59,7 @@ class Unquantized:
 
     def open(self) -> LlamaModel:
         """The model, loaded; closed when the block is left."""
-        model = models.open_backend(self.path(), LlamaOptions(n_threads=machine.default_threads()))
+        model = models.open_backend(self.path(), LlamaOptions(n_threads=self.n_threads))
         self._stack.callback(model.close)
         return model
 
@@ -71,10 +79,9 @@ class Unquantized:
         source = self.source
         if source.checkpoint.kind == "hf" and "tokenizer.ggml.model" not in source.header:
             source, _ = pipeline.add_vocabulary(source, launch.TOKENIZERS)
-        cache = resources.cache_directory()
-        writer.check_free_space(cache, writer.needed_bytes(source, source.base_types()))
-        folder = self._stack.enter_context(staging.scratch_directory(cache, "reference"))
-        path = folder / "reference.gguf"
-        n_workers = machine.usable_cores()
-        writer.write_gguf(path, source, source.base_types(), source.header, n_workers=n_workers)
+        types = source.base_types()
+        writer.check_free_space(scratch.root(), writer.needed_bytes(source, types), in_cache=True)
+        path = self._stack.enter_context(scratch.directory("reference")) / "reference.gguf"
+        with scratch.write_errors(path):
+            writer.write_gguf(path, source, types, source.header, n_workers=self.n_workers)
         return path

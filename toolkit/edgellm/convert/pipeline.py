@@ -7,14 +7,13 @@ import contextlib
 import dataclasses
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from edgellm import artifact, staging
+from edgellm import artifact, scratch, staging
 from edgellm.artifact import Manifest, Parent, Provenance, Recipe
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert import architectures, chat_templates, imatrix, mixture, tokenizer, writer
@@ -68,15 +67,19 @@ def add_vocabulary(
     vocabulary = tokenizer.read_vocabulary(checkpoint, source.shape.vocab_size)
     name = HeaderValue("STRING", model_name(checkpoint.name, vocabulary))
     source = dataclasses.replace(source, header={**source.header, "general.name": name})
-    with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
+    with scratch.directory("tokenizer") as folder:
         path = checkpoint.tokenizer_path
         if vocabulary.tokenizer_json is not None or path is None:
-            path = Path(folder) / "tokenizer.json"
-            path.write_bytes(vocabulary.tokenizer_json or b"")
+            path = folder / "tokenizer.json"
+            with scratch.write_errors(path):
+                path.write_bytes(vocabulary.tokenizer_json or b"")
 
         def write_trial(header: dict[str, HeaderValue]) -> Path:
-            trial = Path(folder) / "trial.gguf"
-            writer.write_gguf(trial, _without_tensors(source), {}, {**source.header, **header}, n_workers=1)
+            trial = folder / "trial.gguf"
+            with scratch.write_errors(trial):
+                writer.write_gguf(
+                    trial, _without_tensors(source), {}, {**source.header, **header}, n_workers=1
+                )
             return trial
 
         choice = choose(vocabulary, path, engines, write_trial)

@@ -18,6 +18,7 @@ from edgellm.convert.slabs import Encode, Slab, Slabs
 from edgellm.convert.source import HeaderValue, Source
 from edgellm.errors import OutputError
 from edgellm.formats import ggml_types
+from edgellm.resources import CACHE_VARIABLE
 from edgellm.shape import tensor_bytes
 
 ALIGNMENT = 32
@@ -127,8 +128,11 @@ def _write_header(path: Path, source: Source, types: dict[str, str], header: dic
     writer.close()
 
 
-def check_free_space(directory: Path, n_bytes: int) -> None:
+def check_free_space(directory: Path, n_bytes: int, *, in_cache: bool = False) -> None:
     """Refuse before the work starts where the disk cannot hold the result.
+
+    Args:
+        in_cache: the place is chosen by EDGELLM_CACHE, not by -o.
 
     Raises:
         OutputError: less is free than needed; both numbers are in the message.
@@ -142,7 +146,8 @@ def check_free_space(directory: Path, n_bytes: int) -> None:
     if free < n_bytes:
         from edgellm.units import format_bytes
 
+        where = f"set {CACHE_VARIABLE} to a place" if in_cache else "choose a -o"
         raise OutputError(
-            f"{directory}: {format_bytes(n_bytes)} needed, {format_bytes(free)} free",
-            hint="free some space or choose a -o on another disk",
+            f"{directory}{' (in the cache)' if in_cache else ''}: {format_bytes(n_bytes)} needed, {format_bytes(free)} free",
+            hint=f"free some space or {where} on another disk",
         )

@@ -134,13 +134,8 @@ def locked(model: ModelId, *, wait: bool = True) -> Iterator[Path]:
 
 
 def write_error(path: Path, err: OSError) -> OutputError:
-    """An OSError from the store as ours; the place is changed by EDGELLM_CACHE, not by -o."""
-    error = staging.write_error(path, err)
-    if error.hint:
-        error.hint = error.hint.replace("choose a -o", "set EDGELLM_CACHE to a place").replace(
-            "choose another -o", "set EDGELLM_CACHE to another place"
-        )
-    return error
+    """An OSError from the store as ours."""
+    return staging.write_error(path, err, in_cache=True)
 
 
 def kept() -> list[Kept]:
