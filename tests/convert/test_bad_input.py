@@ -106,7 +106,24 @@ def test_weights_that_are_not_finite(
     bad = np.full((96, 64), value, np.float32)
     model = write_tiny_llama(tmp_path / "model", tensors={WEIGHT: bad})
     code, line = convert(capfd, model, tmp_path / "out", "--quant", quant)
-    assert (code, "blk.0.ffn_up.weight" in line) == (65, True)
+    assert code == 65
+    assert (
+        "tensor 'blk.0.ffn_up.weight', rows 0 to 95: 6144 of 6144 weights are NaN or infinity, the first in row 0, column 0"
+        in line
+    )
+
+
+@pytest.mark.parametrize("n_layers", [1, 10])
+def test_weights_that_are_all_zero_are_a_warning(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], n_layers: int
+) -> None:
+    zeros = {f"model.layers.{i}.mlp.up_proj.weight": np.zeros((96, 64), np.float32) for i in range(n_layers)}
+    model = write_tiny_llama(tmp_path / "model", {"num_hidden_layers": n_layers}, tensors=zeros)
+    assert run(["convert", str(model), "-o", str(tmp_path / "out"), "--target", "rpi5"]) == 0
+    said = capfd.readouterr().out
+    assert f"warning: all weights are zero in {n_layers} tensors: blk.0.ffn_up.weight (6144)" in said
+    assert ("and 2 more" in said) == (n_layers == 10)
+    assert "all weights are zero" in (tmp_path / "out" / "manifest.json").read_text()
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\0"], ids=["missing", "binary"])

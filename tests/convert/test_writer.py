@@ -137,3 +137,30 @@ def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"needed, .* free") as caught:
         writer.check_free_space(tmp_path / "not" / "there", 1 << 60)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
+@pytest.mark.parametrize("slab_weights", [None, 64])
+def test_tensors_of_nothing_but_zeros_are_named(tmp_path: Path, kind: str, slab_weights: int | None) -> None:
+    up, down = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
+    almost = np.zeros((96, 64), dtype=np.float32)
+    almost[-1, -1] = 1.0
+    tensors = {
+        f"{up}.weight": np.zeros((96, 64), dtype=np.float32),
+        f"{up}.bias": np.zeros(96, dtype=np.float32),
+        f"{down}.bias": np.zeros(64, dtype=np.float32),
+        "model.layers.1.mlp.up_proj.weight": almost,
+        "model.norm.weight": np.zeros(64, dtype=np.float32),
+    }
+    source = read_source(write_tiny_llama(tmp_path / "m", {"mlp_bias": True}, tensors=tensors))
+    written = writer.write_gguf(
+        tmp_path / "m.gguf",
+        source,
+        types_of(source, kind),
+        source.header,
+        n_workers=2,
+        slab_weights=slab_weights,
+    )
+    assert set(written.zero_tensors) == {"blk.0.ffn_up.weight", "output_norm.weight"}
+    whole = read_source(write_tiny_llama(tmp_path / "whole"))
+    assert write(whole, tmp_path / "whole.gguf", kind).zero_tensors == ()

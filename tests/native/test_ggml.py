@@ -143,7 +143,8 @@ def test_a_row_that_is_no_multiple_of_the_block_is_refused() -> None:
 def test_nan_and_infinity_are_refused_in_every_type(type_name: str, value: float) -> None:
     rows = rows_of_weights()
     rows[3, 7] = value
-    with pytest.raises(BadInputError, match="NaN or infinity"):
+    message = f"1 of {rows.size} weights are NaN or infinity, the first in row 3, column 7 of these"
+    with pytest.raises(BadInputError, match=message):
         ggml.quantize_rows(rows, type_name)
 
 
@@ -177,3 +178,22 @@ def test_packed_rows_are_checked(type_name: str) -> None:
     spoiled[:, :] = 0xFF
     with pytest.raises(BadInputError, match=r"some\.weight"):
         ggml.check_rows(spoiled, type_name, "some.weight")
+
+
+@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16"])
+def test_what_is_not_finite_in_packed_rows_is_counted(type_name: str) -> None:
+    packed = quantized(type_name).copy()
+    packed[1:, -4:] = 0xFF
+    message = r"blk\.0, rows 0 to 9: \d+ of \d+ weights are NaN or infinity, the first in row 1, column \d+"
+    with pytest.raises(BadInputError, match=message):
+        ggml.check_rows(packed, type_name, "blk.0, rows 0 to 9")
+
+
+@pytest.mark.parametrize(
+    "type_name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q2_K", "Q4_K", "Q6_K", "IQ4_NL"]
+)
+def test_rows_of_zeros_are_seen_in_every_type(type_name: str) -> None:
+    rows = np.zeros((3, 256), dtype=np.float32)
+    assert ggml.all_zero(ggml.quantize_rows(rows, type_name), type_name, 256)
+    rows[2, 255] = 1.0
+    assert not ggml.all_zero(ggml.quantize_rows(rows, type_name), type_name, 256)

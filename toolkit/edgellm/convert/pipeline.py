@@ -35,6 +35,7 @@ from edgellm.targets import Target
 QUANTIZATION_VERSION = 2
 IMATRIX_NAME = "imatrix.gguf"
 MIX_KEY = "edgellm.mix"
+_MOST_ZERO_TENSORS = 8  # that a warning names
 PARENT_KEY = "edgellm.parent.sha256."
 
 
@@ -195,6 +196,7 @@ def convert(
         if parents is None:
             parents = stack.enter_context(hashing(checkpoint))
         parent_records = [parent.result() for parent in parents]
+        _check_lengths(checkpoint, parent_records)
         source = with_provenance(source, {parent.name: parent.sha256 for parent in parent_records})
         if slabs is None:
             slabs = stack.enter_context(packing(source, recipe, encoding, n_workers=n_workers))
@@ -230,9 +232,21 @@ def convert(
         argv=argv,
         licence=checkpoint.licence,
         created_at=artifact.now_utc(),
-        warnings=conversion_warnings(source, recipe),
+        warnings=[*conversion_warnings(source, recipe), *_zero_warnings(source, written)],
         importance=encoding.provenance,
     )
+
+
+def _check_lengths(checkpoint: Checkpoint, parents: Sequence[Parent]) -> None:
+    """What was hashed must be as long as its header said when it was planned; rows may have been read before."""
+    ends: dict[Path, int] = {}
+    for tensor in checkpoint.tensors.values():
+        ends[tensor.path] = max(ends.get(tensor.path, 0), tensor.offset + tensor.n_bytes)
+    for path, parent in zip(checkpoint.files, parents, strict=True):
+        if parent.n_bytes is not None and parent.n_bytes < ends.get(path, 0):
+            raise BadInputError(
+                f"{path}: has {parent.n_bytes} bytes, its header promised {ends[path]}: it changed while it was read"
+            )
 
 
 def with_provenance(source: Source, parents: Mapping[str, str]) -> Source:
@@ -255,6 +269,19 @@ def conversion_warnings(source: Source, recipe: Recipe) -> list[str]:
         *source.notes,
         f"the source is already quantized ({', '.join(lossy)}): converting it again loses more than converting the original",
     ]
+
+
+def _zero_warnings(source: Source, written: writer.Written) -> list[str]:
+    """A tensor of nothing but zeros is rarely meant: a download or a merge that went wrong looks like this."""
+    shown = [
+        f"{name} ({n_elements(source.shape.tensors[name])})"
+        for name in written.zero_tensors[:_MOST_ZERO_TENSORS]
+    ]
+    if not shown:
+        return []
+    count = len(written.zero_tensors)
+    more = f" and {count - len(shown)} more" if count > len(shown) else ""
+    return [f"all weights are zero in {count} tensors: {', '.join(shown)}{more}"]
 
 
 def tool_versions() -> dict[str, str]:

@@ -130,7 +130,7 @@ def _pack(
             rows.packed_rows(part, tensor.n_columns, first, last, readers) for part, first, last in pieces
         ]
         whole = packed[0] if len(packed) == 1 else np.concatenate(packed)
-        ggml.check_rows(whole, to_type, tensor.name)
+        ggml.check_rows(whole, to_type, f"tensor {tensor.name!r}, rows {low} to {high - 1}")
         return _flat(whole)
     floats = [rows.float_rows(part, tensor.n_columns, first, last, readers) for part, first, last in pieces]
     values = floats[0] if len(floats) == 1 else np.concatenate(floats)

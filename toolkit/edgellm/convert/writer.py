@@ -18,6 +18,7 @@ from edgellm.convert.slabs import Encode, Slab, Slabs
 from edgellm.convert.source import HeaderValue, Source
 from edgellm.errors import OutputError
 from edgellm.formats import ggml_types
+from edgellm.native import ggml
 from edgellm.resources import CACHE_VARIABLE
 from edgellm.shape import tensor_bytes
 
@@ -26,11 +27,17 @@ Progress = Callable[[int], None]
 
 
 class Written(NamedTuple):
-    """What was written: bytes and hash of the file, and of the tensors alone."""
+    """What was written.
+
+    Attributes:
+        file_bytes, sha256: of the file.  tensor_bytes: of the tensors alone, without padding.
+        zero_tensors: names of those, biases apart, whose weights are all zero.
+    """
 
     file_bytes: int
     tensor_bytes: int
     sha256: str
+    zero_tensors: tuple[str, ...] = ()
 
 
 def write_gguf(
@@ -73,10 +80,12 @@ def write_slabs(
         while block := out.read(1 << 20):
             digest.update(block)
         data_bytes = 0
+        zero: dict[str, bool] = {}
         for slab in slabs:
             out.write(slab.data)
             digest.update(slab.data)
             data_bytes += len(slab.data)
+            zero[slab.tensor.name] = zero.get(slab.tensor.name, True) and _is_zero(slab, types)
             if slab.is_last:
                 padding = bytes(-tensor_bytes(slab.tensor.shape, types[slab.tensor.name]) % ALIGNMENT)
                 out.write(padding)
@@ -85,7 +94,14 @@ def write_slabs(
                 progress(slab.n_weights)
         out.flush()
         os.fsync(out.fileno())
-        return Written(out.tell(), data_bytes, digest.hexdigest())
+        zero_tensors = tuple(name for name in zero if zero[name] and not name.endswith(".bias"))
+        return Written(out.tell(), data_bytes, digest.hexdigest(), zero_tensors)
+
+
+def _is_zero(slab: Slab, types: dict[str, str]) -> bool:
+    n_columns, kind = slab.tensor.n_columns, types[slab.tensor.name]
+    packed = np.frombuffer(slab.data, dtype=np.uint8).reshape(slab.n_weights // n_columns, -1)
+    return ggml.all_zero(packed, kind, n_columns)
 
 
 def needed_bytes(source: Source, types: dict[str, str]) -> int:

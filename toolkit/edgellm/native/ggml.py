@@ -89,18 +89,20 @@ def check_rows(packed: Bytes, type_name: str, where: str) -> None:
     """Refuse packed rows that hold NaN, infinity or invalid blocks.
 
     Raises:
-        BadInputError: they do; `where` names the tensor.
+        BadInputError: they do; `where` says which rows these are.
     """
     packed = np.ascontiguousarray(packed)
     if type_name in _EXPONENTS:  # looked at here, since the native check writes to stderr
         exponent = _EXPONENTS[type_name]
-        sound = not np.any(packed.view(exponent.dtype) & exponent == exponent)
-    else:
-        sound = _base().ggml_validate_row_data(
-            ggml_types.BY_NAME[type_name].number, packed.ctypes.data, packed.nbytes
-        )
+        bad = packed.view(exponent.dtype) & exponent == exponent
+        if bad.any():
+            raise BadInputError(f"{where}: {_counted(bad)}")
+        return
+    sound = _base().ggml_validate_row_data(
+        ggml_types.BY_NAME[type_name].number, packed.ctypes.data, packed.nbytes
+    )
     if not sound:
-        raise BadInputError(f"tensor {where!r} holds NaN, infinity or invalid {type_name} blocks")
+        raise BadInputError(f"{where}: NaN, infinity or invalid {type_name} blocks")
 
 
 def dequantize_rows(packed: Bytes, type_name: str, n_per_row: int) -> Floats:
@@ -140,7 +142,26 @@ def _check_finite(rows: Floats) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         total = rows.sum()
     if not np.isfinite(total) and not np.isfinite(rows).all():
-        raise BadInputError("weights hold NaN or infinity")
+        raise BadInputError(_counted(~np.isfinite(rows)))
+
+
+def _counted(bad: npt.NDArray[np.bool_]) -> str:
+    """How many weights of these rows are bad, and where the first one is."""
+    row, column = np.argwhere(bad)[0]
+    return (
+        f"{np.count_nonzero(bad)} of {bad.size} weights are NaN or infinity, the first in row {row}, column {column} "
+        "of these"
+    )
+
+
+def all_zero(packed: Bytes, type_name: str, n_per_row: int) -> bool:
+    """Whether rows hold nothing but zeros; usually one row tells.
+
+    Args:
+        packed: (n_rows, row_bytes) uint8.
+    """
+    first = dequantize_rows(packed[:1], type_name, n_per_row)
+    return not first.any() and not dequantize_rows(packed, type_name, n_per_row).any()
 
 
 def _to_f16(rows: Floats) -> npt.NDArray[np.float16]:
