@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgellm import api, artifact, machine
-from edgellm.api.conversion import find_target
+from edgellm.api.planning import find_target
 from edgellm.artifact import write_record
 from edgellm.convert import pipeline
 from edgellm.errors import (

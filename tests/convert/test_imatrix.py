@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgellm.artifact import Provenance
-from edgellm.convert import imatrix, imatrix_file
+from edgellm.convert import imatrix, imatrix_file, mixture
 from edgellm.convert.imatrix import Calibration, Importance, ImportanceMatrix
 from edgellm.errors import BadInputError, EdgeLLMError, MissingInputError, UnsupportedError
 from edgellm.formats.records import replace
@@ -352,3 +352,12 @@ def test_records_of_provenance_keep_their_bounds() -> None:
     for field, value in (("n_tokens", -1), ("chunk_tokens", 0), ("n_tokens", 1 << 60)):
         with pytest.raises(ValueError, match=field):
             provenance(**{field: value})
+
+
+@pytest.mark.parametrize("type_name", mixture.TENSOR_TYPES)
+def test_the_types_that_importance_weighs_are_those_of_ggml(type_name: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((8, 512)).astype(np.float32)
+    uneven = np.exp(3 * rng.standard_normal(512)).astype(np.float32)
+    packed = [ggml.quantize_rows(rows, type_name, weights) for weights in (uneven, np.ones_like(uneven))]
+    assert bool((packed[0] != packed[1]).any()) == (type_name in mixture.WEIGHED)

@@ -80,6 +80,24 @@ def check_output_free(final: Path, *, force: bool) -> None:
         )
 
 
+def check_place(final: Path) -> None:
+    """Refuse early a place where no directory can be made: below a file, or one that may not be written to.
+
+    Raises:
+        OutputError: it says why.
+    """
+    import errno
+
+    place = final.parent
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise write_error(final, OSError(errno.ENOTDIR, ""))
+    if not os.access(place, os.W_OK | os.X_OK):
+        read_only = bool(os.statvfs(place).f_flag & os.ST_RDONLY) if hasattr(os, "statvfs") else False
+        raise write_error(final, OSError(errno.EROFS if read_only else errno.EACCES, ""))
+
+
 @contextlib.contextmanager
 def staged_file(final: Path) -> Iterator[Path]:
     """Like `staged_directory`, for one file that replaces an older one.

@@ -9,7 +9,7 @@ _HOMES = {
     "convert_adapter": "adapters",
     "load": "models",
     "open_artifact": "models",
-    "plan_conversion": "conversion",
+    "plan_conversion": "planning",
     "profile": "profiling",
     "resolve": "models",
     "verify": "verification",
@@ -21,8 +21,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from edgellm.api.adapters import convert_adapter
-    from edgellm.api.conversion import convert, plan_conversion
+    from edgellm.api.conversion import convert
     from edgellm.api.models import load, open_artifact, resolve
+    from edgellm.api.planning import plan_conversion
     from edgellm.api.profiling import profile
     from edgellm.api.verification import verify
 

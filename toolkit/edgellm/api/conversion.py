@@ -5,122 +5,27 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict, Unpack
+from typing import Unpack
 
-from edgellm import artifact, machine, scratch, staging, targets
+from edgellm import artifact, machine, scratch, staging
 from edgellm.api import calibration, launch, models
 from edgellm.api.mixing import search_mix
+from edgellm.api.planning import Choices, Demands, Plan, Verify, make_plan, read
 from edgellm.api.receipts import Check, Engine, Progress, make_receipt, rejected
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Artifact, Manifest, Receipt, Recipe
-from edgellm.checkpoint import Checkpoint
-from edgellm.convert import chat_templates, lora, mixture, pipeline, search, writer
+from edgellm.convert import chat_templates, mixture, pipeline, search
 from edgellm.convert import recipe as recipes
 from edgellm.convert.imatrix import ImportanceMatrix
 from edgellm.convert.slabs import Slabs
 from edgellm.convert.source import Source
-from edgellm.errors import OutputExistsError, SpecError
+from edgellm.errors import OutputExistsError
 from edgellm.formats.records import replace
+from edgellm.native import blas
 from edgellm.runtime.chat import check_template
-from edgellm.targets import Target
-
-Verify = Literal["none", "quick", "full"]
-
-
-class Choices(TypedDict, total=False):
-    """What may be asked for beside model and target; what is left out is chosen, with a reason.
-
-    Attributes:
-        quant: a name such as Q4_K_M, or auto for the target's recipe.
-        context: tokens of prompt and answer together.
-        kv_type: type of the KV cache, or auto.
-        imatrix: auto (collected where the type cannot be made without), none, or a file of llama-imatrix or edgellm.
-        calibration: text to collect on; by default one that edgellm ships.
-        tensor_types: PATTERN=TYPE, as llama-quantize's --tensor-type.
-        output_tensor_type, token_embedding_type: type of the head and of the embedding.
-        max_bytes, bpw: a budget for a mix of our own, measured tensor by tensor: bytes of the file, or bits per weight.
-        lora: directory of a PEFT adapter that is merged while converting.
-        chat_template: a name or a file; by default the model's own, else what evidence says.
-    """
-
-    quant: str
-    context: int | None
-    kv_type: str
-    imatrix: str | Path
-    calibration: Path | None
-    tensor_types: Sequence[str]
-    output_tensor_type: str | None
-    token_embedding_type: str | None
-    max_bytes: int | None
-    bpw: float | None
-    lora: Path | None
-    chat_template: str | None
-
-
-class Plan(NamedTuple):
-    """What a conversion would do."""
-
-    source: Source
-    target: Target
-    recipe: Recipe
-    output: Path
-    needed_bytes: int
-    warnings: list[str]
-    adapter: lora.Adapter | None
-    importance: ImportanceMatrix | None
-
-
-def find_target(name: str) -> Target:
-    """A target by name; `host` is this machine.
-
-    Raises:
-        SpecError: no such target.
-    """
-    return machine.detect_target() if name == "host" else targets.load(name)
-
-
-def plan_conversion(
-    model: str | Path,
-    *,
-    target: str = "host",
-    output: str | Path | None = None,
-    **choices: Unpack[Choices],
-) -> Plan:
-    """What `convert` would do, with reasons and sizes; no weight is read.
-
-    Raises:
-        SpecError: an unknown target, quantization or option.
-        DoesNotFitError: the target cannot hold the model.
-        MissingInputError, BadInputError, UnsupportedError: as in `convert`.
-    """
-    chosen = find_target(target)
-    importance = calibration.read_importance(choices.get("imatrix", "auto"))
-    calibration.read_text(choices.get("calibration"))  # a bad one is refused before the work
-    directory = choices.get("lora")
-    adapter = lora.read_adapter(directory) if directory else None
-    source = _read(models.resolve(model, weights=False), adapter)
-    recipe = recipes.make_recipe(chosen, source, _options(choices, importance))
-    if adapter:
-        recipe = lora.say_merged(recipe, adapter)
-    needed_bytes = writer.needed_bytes(source, recipe.tensor_types or source.base_types())
-    if recipe.quant == mixture.MIX:
-        needed_bytes = recipe.predicted_memory_bytes["weights"]
-        search.check_budget(source, max_bytes=needed_bytes, header_bytes=0)
-    chat_templates.choose_chat_template(source.checkpoint, choices.get("chat_template"))
-    place = Path(output) if output is not None else Path(f"{source.checkpoint.name}-{chosen.id}")
-    return Plan(
-        source=source,
-        target=chosen,
-        recipe=recipe,
-        output=place,
-        needed_bytes=needed_bytes,
-        warnings=pipeline.conversion_warnings(source, recipe),
-        adapter=adapter,
-        importance=importance,
-    )
 
 
 def convert(
@@ -147,7 +52,8 @@ def convert(
             broken conversion exceeds, or the target's bound where that is lower.
         min_cosine: of a model that gives embeddings: fail when the cosine of an embedding with the source's is less.
         engine: what computes the reference: transformers where it is installed (auto), or the unquantized gguf.
-        jobs: worker threads; by default all usable cores.
+        jobs: threads that write, measure and compare; by default all usable cores, and for running a model the
+            physical ones.
         force: replace an artifact of that name; it stays until the new one is complete.
         progress: called with (stage, done, total).
         choices: see `Choices`.
@@ -158,22 +64,14 @@ def convert(
         OutputExistsError, OutputError: the output is there already, or cannot be written.
         QualityError: further from the source than allowed; the result is kept beside the output as NAME.rejected.
     """
-    _check_asked(verify, max_kl=max_kl, min_cosine=min_cosine, engine=engine)
-    plan = plan_conversion(model, target=target, output=output, **choices)
+    demands: Demands = {
+        "output": output, "verify": verify, "max_kl": max_kl, "min_cosine": min_cosine, "engine": engine, "force": force,
+    }  # fmt: skip
+    plan = make_plan(model, target, demands, choices)
     final = plan.output
-    check = Check(
-        "full" if verify == "full" else "quick",
-        max_kl,
-        min_cosine=min_cosine,
-        engine=engine,
-        target=plan.target,
-    )
-    check.check_kind(is_encoder=plan.source.shape.is_encoder)
-    staging.check_output_free(final, force=force)
-    _check_source_outside(plan.source.checkpoint, final)
-    writer.check_free_space(final.parent, plan.needed_bytes)
     scratch.sweep()
     with ExitStack() as stack:
+        stack.enter_context(blas.limited(jobs))
         source = _with_weights(plan, progress)
         parents = stack.enter_context(pipeline.hashing(source.checkpoint))
         n_workers = jobs or machine.usable_cores()
@@ -184,7 +82,7 @@ def convert(
             source, launch.TOKENIZERS, chat_template=choices.get("chat_template")
         )
         source = _with_template_checked(source)
-        unquantized = stack.enter_context(Unquantized(source))
+        unquantized = stack.enter_context(Unquantized(source, jobs=jobs))
         recipe, encoding = _measured(plan, unquantized, choices, stack, progress)
         source = _with_importance_noted(source, encoding.importance, unquantized)
         folder = stack.enter_context(staging.staged_directory(final, force=force))
@@ -193,22 +91,10 @@ def convert(
             progress=_counting(progress, source.shape.n_params), note=note, encoding=encoding, parents=parents,
             slabs=slabs,
         )  # fmt: skip
-        if verify != "none":
-            manifest = _held_to(check, manifest, unquantized, folder, final, progress)
+        if plan.check:
+            manifest = _held_to(plan.check, manifest, unquantized, folder, final, progress)
         artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
     return artifact.open_directory(final)
-
-
-def _check_asked(verify: Verify, *, max_kl: float | None, min_cosine: float | None, engine: Engine) -> None:
-    """A bound that nothing is held to must not look as if it had held."""
-    given = {
-        "--max-kl": max_kl is not None,
-        "--min-cosine": min_cosine is not None,
-        "--reference-engine": engine != "auto",
-    }
-    name = next((name for name, is_given in given.items() if is_given), None)
-    if verify == "none" and name:
-        raise SpecError(f"{name} without a comparison", hint="add --verify quick or --verify full")
 
 
 def _packed_ahead(plan: Plan, source: Source, n_workers: int) -> Slabs | None:
@@ -271,41 +157,14 @@ def _counting(progress: Progress | None, total: int) -> Callable[[int], None]:
     return written
 
 
-def _options(choices: Choices, importance: ImportanceMatrix | None) -> recipes.ConvertOptions:
-    asked = choices.get("imatrix", "auto")
-    overrides = mixture.Overrides(
-        patterns=tuple(mixture.parse_override(text) for text in choices.get("tensor_types", ())),
-        output=_type(choices.get("output_tensor_type")),
-        token_embedding=_type(choices.get("token_embedding_type")),
-    )
-    return recipes.ConvertOptions(
-        quant=choices.get("quant", "auto"),
-        context=choices.get("context"),
-        kv_type=choices.get("kv_type", "auto"),
-        imatrix="file" if importance else "none" if asked == "none" else "auto",
-        importance_of=frozenset(importance.entries) if importance else frozenset(),
-        overrides=overrides,
-        max_bytes=choices.get("max_bytes"),
-        bpw=choices.get("bpw"),
-    )
-
-
-def _type(name: str | None) -> str | None:
-    return None if name is None else mixture.tensor_type(name)
-
-
-def _read(checkpoint: Checkpoint, adapter: lora.Adapter | None) -> Source:
-    source = pipeline.read_source(checkpoint)
-    return lora.merge(source, adapter) if adapter else source
-
-
 def _with_weights(plan: Plan, progress: Progress | None) -> Source:
     """The plan's source with its weights on the disk, for a model that was planned from the hub."""
     if plan.source.checkpoint.has_weights:
         return plan.source
     # A tokenizer that cannot be converted is refused before the download, not after it.
     pipeline.add_vocabulary(plan.source, launch.TOKENIZERS)
-    return _read(models.with_weights(plan.source.checkpoint, progress), plan.adapter)
+    source = read(models.with_weights(plan.source.checkpoint, progress), plan.adapter)
+    return dataclasses.replace(source, notes=tuple(dict.fromkeys((*source.notes, *plan.source.notes))))
 
 
 def _with_importance_noted(
@@ -328,13 +187,6 @@ def _with_template_checked(source: Source) -> Source:
     entry = source.header.get("tokenizer.chat_template")
     said = chat_templates.warning(entry.value, check_template) if entry else None
     return dataclasses.replace(source, notes=(*source.notes, said)) if said else source
-
-
-def _check_source_outside(source: Checkpoint, final: Path) -> None:
-    """Replacing a directory must not remove the model that is being read."""
-    inside = next((path for path in source.files if path.resolve().is_relative_to(final.resolve())), None)
-    if inside and final.exists():
-        raise OutputExistsError(f"{final}: holds the source itself ({inside.name})", hint="choose another -o")
 
 
 def _staged(folder: Path, manifest: artifact.Manifest) -> Artifact:

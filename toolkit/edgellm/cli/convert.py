@@ -104,8 +104,16 @@ from edgellm.cli.common import (
 )
 @min_cosine_option
 @engine_option
-@click.option("--jobs", type=click.IntRange(1, 256), help="Worker threads; by default all cores.")
-@click.option("--dry-run", is_flag=True, help="Print the recipe, its reasons and sizes; write nothing.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 256),
+    help="Threads that write, measure and compare; by default all cores.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the recipe, its reasons and sizes, or why it would be refused; write nothing.",
+)
 @click.option(
     "--force", is_flag=True, help="Replace an artifact of that name; it stays until the new one is complete."
 )
@@ -138,7 +146,10 @@ def command(
         _convert_adapter(model, output, choices, force=force, as_json=as_json)
         return
     if dry_run:
-        plan = api.plan_conversion(model, target=target, output=output, **choices)
+        plan = api.plan_conversion(
+            model, target=target, output=output, verify=verify, max_kl=max_kl, min_cosine=min_cosine,  # type: ignore[arg-type]
+            engine=engine, force=force, **choices,  # type: ignore[arg-type]
+        )  # fmt: skip
         _show_plan(plan, as_json=as_json)
         return
     with progress_bars() as progress:
@@ -186,7 +197,7 @@ def _convert_adapter(
 
 
 def _show_plan(plan: object, *, as_json: bool) -> None:
-    from edgellm.api.conversion import Plan
+    from edgellm.api.planning import Plan
     from edgellm.formats.records import to_builtins
     from edgellm.units import format_bytes
 

@@ -40,7 +40,7 @@ def list_targets(as_json: bool = False) -> None:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show one target with the source of every value."""
-    from edgellm.api.conversion import find_target
+    from edgellm.api.planning import find_target
     from edgellm.formats.records import to_builtins
 
     target = find_target(name)

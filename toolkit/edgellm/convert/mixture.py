@@ -50,6 +50,9 @@ TENSOR_TYPES = tuple(
     if name not in {"F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K", "NVFP4", "Q1_0"}
 )
 
+# What ggml weighs with an importance matrix while rounding; for the others it takes one and looks away.
+WEIGHED = frozenset(TENSOR_TYPES) - {"F32", "F16", "BF16", "Q8_0", "MXFP4", "TQ1_0", "TQ2_0"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Overrides:

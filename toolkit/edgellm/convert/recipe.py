@@ -31,6 +31,7 @@ class ConvertOptions(Record):
         importance_of: tensors that the file has.
         overrides: types of single tensors.
         max_bytes, bpw: a budget for a mix of our own: bytes of the file, or bits per weight.
+        largest_mix_bytes: the weights of the largest mix there can be; None where there is no budget.
     """
 
     quant: str = "auto"
@@ -41,6 +42,7 @@ class ConvertOptions(Record):
     overrides: mixture.Overrides = mixture.Overrides()
     max_bytes: int | None = None
     bpw: float | None = None
+    largest_mix_bytes: int | None = None
 
 
 def make_recipe(target: Target, source: Source, options: ConvertOptions) -> Recipe:
@@ -107,6 +109,8 @@ def _budgeted(target: Target, source: Source, options: ConvertOptions) -> Recipe
     _check_budget(options)
     shape = source.shape
     n_bytes = options.max_bytes or int((options.bpw or 0) * shape.n_params / 8)
+    asked = f"{options.bpw:g} bits per weight" if options.bpw else format_bytes(n_bytes)
+    n_bytes = min(n_bytes, options.largest_mix_bytes or n_bytes)
     context, why_context = _context(target, source, options)
     kv_type, why_kv_type = _kv_type(target, source, options)
     if kv_type is None:
@@ -116,7 +120,6 @@ def _budgeted(target: Target, source: Source, options: ConvertOptions) -> Recipe
         )
     memory = shape.memory(source.base_types(), context, kv_type)._replace(weights=n_bytes)
     fit.check(target, memory, f"a mix of {format_bytes(n_bytes)} at {context} tokens")
-    asked = f"{options.bpw:g} bits per weight" if options.bpw else format_bytes(n_bytes)
     how = {
         "auto": "measured on a calibration text",
         "none": "measured on tokens drawn from the vocabulary: no text is used",
@@ -226,6 +229,10 @@ class _Mixes:
         types, fallbacks = mixture.named_mix(
             quant, shape, base_types, has_imatrix=has_file, overrides=overrides
         )
+        because = ""
+        if has_file and not self._weighs(types):
+            has_file, because = False, "nothing that is rounded here is weighed by the one given"
+            types, fallbacks = mixture.named_mix(quant, shape, base_types, overrides=overrides)
         needed = mixture.need_importance(quant, shape, types)
         if self._options.imatrix == "auto" and needed:
             _refuse_uncollectable(needed, types)
@@ -234,7 +241,17 @@ class _Mixes:
             )
             because = f"{needed[0]} in {types[needed[0]]} is noise without one; collected on a text before converting"
             return _Mix(types, fallbacks, "collected", because)
-        return _Mix(types, fallbacks, "file" if has_file else "none")
+        return _Mix(types, fallbacks, "file" if has_file else "none", because)
+
+    def _weighs(self, types: dict[str, str]) -> bool:
+        """Whether the matrix given weighs anything. One of another model, which is refused, counts as if it did."""
+        weighed = {
+            t.name
+            for t in self._source.tensors
+            if types[t.name] in mixture.WEIGHED and not t.copied_as(types[t.name])
+        }
+        known = self._options.importance_of & self._source.shape.tensors.keys()
+        return bool(weighed & known if known else weighed)
 
 
 def _importance(mix: _Mix) -> Reason:

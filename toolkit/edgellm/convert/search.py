@@ -24,6 +24,7 @@ from edgellm.formats import ggml_types
 TYPES = (
     "Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0",
 )  # fmt: skip
+FINEST = TYPES[-1]
 PROBE_BPW = 4.0
 # For `writer.write_gguf`: with fewer rows at a time, numpy is called more than it computes.
 SLAB_WEIGHTS = 1 << 21
@@ -128,6 +129,16 @@ def check_budget(
         for name, options in types.items()
     }
     allocate.allocate(sizes, fixed_bytes(source, types, header_bytes), max_bytes)
+
+
+def largest_bytes(source: Source, *, permitted: Sequence[str] = TYPES) -> int:
+    """Bytes of the weights of the largest mix there can be, padding included, the header not."""
+    types = sensitivity.choosable(source, permitted)
+    shapes = source.shape.tensors
+    chosen = sum(
+        max(allocate.padded_bytes(shapes[name], kind) for kind in options) for name, options in types.items()
+    )
+    return chosen + fixed_bytes(source, types, 0)
 
 
 def needed_bytes(source: Source) -> int:

@@ -106,6 +106,11 @@ class PlannedTensor(NamedTuple):
         """Rows, all experts together."""
         return n_elements(self.shape) // self.n_columns
 
+    def copied_as(self, type_name: str) -> bool:
+        """Whether rows of that type are the origins' own bytes: nothing is rounded."""
+        same = self.source_type == type_name and not self.plus
+        return same and all(part.stored for part in self.parts)
+
     @property
     def reordered(self) -> bool:
         """Whether rows change places."""
