@@ -184,7 +184,7 @@ def rejected(receipt: Receipt, what: str, *, kept: str = "") -> QualityError:
     option = "less with --min-cosine" if receipt.kind == "embedding" else "more with --max-kl"
     hint = f"choose a type with more bits, or allow {option}"
     if receipt.same_parents is False:
-        hint = "the reference is not what it was made from (an adapter, another revision?): compare with that"
+        hint = "the reference is not what it was made from (an adapter, see --lora; another revision?): compare with that"
     return QualityError(f"{what}: {why_rejected(receipt)}{kept}", hint=hint)
 
 

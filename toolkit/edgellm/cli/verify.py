@@ -21,6 +21,12 @@ from edgellm.cli.common import (
 @click.argument("artifact")
 @click.option("--reference", metavar="MODEL", help="Compare with this model on a text.")
 @click.option(
+    "--lora",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The PEFT adapter that was merged while converting: the reference is MODEL with it.",
+)
+@click.option(
     "--text", type=click.Path(path_type=Path), help="Text to compare on; by default one that edgellm ships."
 )
 @click.option(
@@ -38,6 +44,7 @@ from edgellm.cli.common import (
 def command(
     artifact: str,
     reference: str | None,
+    lora: Path | None,
     text: Path | None,
     full: bool,
     max_kl: float | None,
@@ -56,6 +63,7 @@ def command(
         receipt = api.verify(
             artifact,
             reference=reference,
+            lora=lora,
             text=text,
             mode="full" if full else "quick",
             max_kl=max_kl,

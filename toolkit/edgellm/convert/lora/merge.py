@@ -20,6 +20,7 @@ from edgellm.formats import ggml_types, records
 from edgellm.native import ggml
 
 _SLAB_WEIGHTS = 1 << 19
+_SAID = "merge LoRA adapter "
 TABLES = ("token_embd.weight", "position_embd.weight", "token_types.weight")
 
 
@@ -58,13 +59,19 @@ def merge(source: Source, adapter: Adapter) -> Source:
 
 def say_merged(recipe: Recipe, adapter: Adapter) -> Recipe:
     """The recipe with the merge among its steps and reasons."""
-    said = f"merge LoRA adapter {adapter.name}"
+    said = f"{_SAID}{adapter.name}"
     reason = Reason(choice=said, because=f"asked for: {adapter.describe()}")
     return records.replace(
         recipe,
         steps=[*recipe.steps[:1], f"{said} in float32: {adapter.describe()}", *recipe.steps[1:]],
         reasons=[*recipe.reasons, reason],
     )
+
+
+def merged_name(recipe: Recipe | None) -> str | None:
+    """The name of the adapter that a recipe says was merged; None where it says none."""
+    choices = (reason.choice for reason in recipe.reasons) if recipe else ()
+    return next((choice.removeprefix(_SAID) for choice in choices if choice.startswith(_SAID)), None)
 
 
 def fit(source: Source, adapter: Adapter) -> list[tuple[Pair, SourceTensor]]:
