@@ -1,8 +1,10 @@
 """The machine read from recorded trees (see data/machines/README.md) and, without numbers, the one in use."""
 
+import resource
 import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgellm import machine, targets
@@ -173,6 +175,29 @@ def test_cgroup_v2_limits_memory_and_cores(laptop: Path) -> None:
     assert machine.usable_cores(laptop) == 3
     assert machine.default_threads(laptop) == 3
     assert machine.detect_target(laptop).ram_bytes == 2 * 1024**3
+
+
+def test_the_tightest_bound_on_memory_is_named(laptop: Path) -> None:
+    bound = machine.headroom(laptop)
+    assert (bound.limit_bytes, bound.left_bytes) == (machine.ram_bytes(laptop),) * 2
+    assert bound.name == "memory of the machine"
+    write(laptop, {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/memory.max": "1073741824\n"})
+    assert machine.headroom(laptop)[::2] == (1024**3, "limit of the cgroup")
+
+
+def test_a_limit_of_the_address_space_is_a_bound() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    mapped_bytes = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes + (64 << 20), hard))
+    try:
+        bound = machine.headroom()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert bound.counts_mapped
+    assert "ulimit -v" in bound.name
+    assert bound.limit_bytes == mapped_bytes + (64 << 20)
+    assert 0 < bound.left_bytes <= 64 << 20
+    assert bound._replace(taken_bytes=bound.limit_bytes + 1).left_bytes == 0
 
 
 def test_cgroup_v1_limits_memory_and_cores(laptop: Path) -> None:

@@ -197,3 +197,10 @@ def test_rows_of_zeros_are_seen_in_every_type(type_name: str) -> None:
     assert ggml.all_zero(ggml.quantize_rows(rows, type_name), type_name, 256)
     rows[2, 255] = 1.0
     assert not ggml.all_zero(ggml.quantize_rows(rows, type_name), type_name, 256)
+
+
+def test_zeros_of_a_type_that_cannot_be_read_are_bytes() -> None:
+    packed = np.zeros((2, ggml_types.BY_NAME["Q8_1"].row_bytes(256)), dtype=np.uint8)
+    assert ggml.all_zero(packed, "Q8_1", 256)
+    packed[1, 3] = 1
+    assert not ggml.all_zero(packed, "Q8_1", 256)

@@ -51,4 +51,9 @@ def main() -> None:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # while importing, or while an error is being said
         code = 130
+    except (MemoryError, ImportError) as err:
+        if isinstance(err, ImportError) and "failed to map segment" not in str(err):
+            raise
+        sys.stderr.write("error: out of memory: less is allowed than the command needs to start\n")
+        code = 75
     _leave(code)

@@ -117,15 +117,38 @@ def run(argv: Sequence[str]) -> int:
         return 0
     except OSError as err:
         return _say(OutputError(f"{err.filename or 'input/output'}: {err.strerror or err}"), as_json=as_json)
-    except (MemoryError, ImportError) as err:
-        if isinstance(err, ImportError) and "failed to map segment" not in str(err):
-            return _bug(err, as_json=as_json)
-        from edgellm.errors import ResourceError
-
-        return _say(ResourceError("out of memory", hint="use a smaller model or --context"), as_json=as_json)
     except Exception as err:
-        return _bug(err, as_json=as_json)
-    return code if isinstance(code, int) else 0
+        if not _lacks_memory(err):
+            return _bug(err, as_json=as_json)
+    else:
+        return code if isinstance(code, int) else 0
+    return _say(_out_of_memory(), as_json=as_json)  # here the frames that held the memory are gone
+
+
+def _lacks_memory(err: Exception) -> bool:
+    """Whether it is what Python, the loader of libraries or a pool of threads says where memory ran out."""
+    said = str(err)
+    return (
+        isinstance(err, MemoryError)
+        or (isinstance(err, ImportError) and "failed to map segment" in said)
+        or (isinstance(err, RuntimeError) and "can't start new thread" in said)
+    )
+
+
+def _out_of_memory() -> EdgeLLMError:
+    from edgellm.errors import ResourceError
+    from edgellm.machine import headroom
+    from edgellm.units import format_bytes
+
+    hint = "use a smaller model or --context, fewer --jobs, or give it more memory"
+    try:
+        bound = headroom()
+    except MemoryError:
+        return ResourceError("out of memory", hint=hint)
+    return ResourceError(
+        f"out of memory: more was needed than {format_bytes(bound.limit_bytes)} ({bound.name}) allow",
+        hint=hint,
+    )
 
 
 def _bug(err: Exception, *, as_json: bool) -> int:

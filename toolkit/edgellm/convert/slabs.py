@@ -16,15 +16,21 @@ import numpy as np
 
 from edgellm.convert import rows
 from edgellm.convert.source import PlannedTensor, Source
-from edgellm.errors import BadInputError
-from edgellm.machine.memory import available_memory_bytes
+from edgellm.errors import BadInputError, ResourceError
+from edgellm.machine.memory import available_memory_bytes, headroom
 from edgellm.native import ggml
 from edgellm.shape import tensor_bytes
+from edgellm.units import MIB, format_bytes
 
 SLAB_WEIGHTS = 1 << 19
 # What may wait to be taken: at most this, and a part of the memory that is free.
 AHEAD_BYTES = 256 * 1024**2
 _PART_OF_FREE = 16
+# While a worker packs: a weight as read, in float32, changed, and packed; its stack and, mapped at once, its heap; and
+# for the vocabulary.
+_BYTES_PER_WEIGHT = 16
+_STACK_BYTES, _HEAP_BYTES = 8 * MIB, 64 * MIB
+_FIXED_BYTES = 48 * MIB
 # (tensor name, first row, rows (n_rows, n_columns) float32, ggml type) -> (n_rows, row_bytes); called from any thread
 Encode = Callable[[str, int, ggml.Floats, str], ggml.Bytes]
 
@@ -55,6 +61,9 @@ class Slabs:
         slab_weights: weights in one call of `encode`, rounded to rows; more is faster where `encode` works column by
             column, and takes more memory.
 
+    Raises:
+        ResourceError: the least that the workers need is more than this process may take.
+
     Raises while iterated:
         BadInputError: a source file is shorter than its header said, or holds NaN or infinity.
     """
@@ -68,6 +77,7 @@ class Slabs:
         encode: Encode | None = None,
         slab_weights: int | None = None,
     ) -> None:
+        _check_memory(source, n_workers, slab_weights or SLAB_WEIGHTS)
         self._types, self._encode = types, encode or _plain_encode
         self._todo = _ranges(source, slab_weights or SLAB_WEIGHTS)
         self._pending: deque[_Job] = deque()
@@ -113,11 +123,34 @@ class Slabs:
 def _ranges(source: Source, slab_weights: int) -> Iterator[tuple[PlannedTensor, int, int]]:
     """(tensor, first row, end row)."""
     for tensor in source.tensors:
-        step = max(1, slab_weights // tensor.n_columns)
-        group = max(part.group_rows for part in tensor.parts)
-        step = max(group, step // group * group)
+        step = _step(tensor, slab_weights)
         for low in range(0, tensor.n_rows, step):
             yield tensor, low, min(low + step, tensor.n_rows)
+
+
+def _step(tensor: PlannedTensor, slab_weights: int) -> int:
+    """Rows of one slab: whole groups of those that change places."""
+    step = max(1, slab_weights // tensor.n_columns)
+    group = max(part.group_rows for part in tensor.parts)
+    return max(group, step // group * group)
+
+
+def _check_memory(source: Source, n_workers: int, slab_weights: int) -> None:
+    """Refuse before the work what would end in the middle of it, without a word where the kernel kills."""
+    if not source.tensors:
+        return
+    largest = max(min(_step(t, slab_weights), t.n_rows) * t.n_columns for t in source.tensors)
+    bound = headroom()
+    per_worker_bytes = _BYTES_PER_WEIGHT * largest + (
+        _STACK_BYTES + _HEAP_BYTES if bound.counts_mapped else 0
+    )
+    needed_bytes = _FIXED_BYTES + n_workers * per_worker_bytes
+    if needed_bytes > bound.left_bytes:
+        raise ResourceError(
+            f"converting with {n_workers} workers needs about {format_bytes(needed_bytes)} more memory, of "
+            f"{format_bytes(bound.limit_bytes)} ({bound.name}) {format_bytes(bound.left_bytes)} are left",
+            hint="give it more memory, or fewer workers: --jobs 1",
+        )
 
 
 def _pack(

@@ -9,7 +9,13 @@ from edgellm.machine.conditions import ConditionsWatch, conditions
 from edgellm.machine.cpu import architecture, cpu_name, default_threads, isa, physical_cores, usable_cores
 from edgellm.machine.describe import describe, is_virtual
 from edgellm.machine.host import detect_target
-from edgellm.machine.memory import available_memory_bytes, memory_limit_bytes, ram_bytes, swap_used_bytes
+from edgellm.machine.memory import (
+    available_memory_bytes,
+    headroom,
+    memory_limit_bytes,
+    ram_bytes,
+    swap_used_bytes,
+)
 from edgellm.machine.system import board
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "default_threads",
     "describe",
     "detect_target",
+    "headroom",
     "is_virtual",
     "isa",
     "memory_limit_bytes",

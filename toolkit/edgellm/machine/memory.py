@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from edgellm.errors import MissingInputError
 from edgellm.machine import cgroup
 from edgellm.machine.files import ROOT, is_live, read_text
 from edgellm.machine.system import psutil
+
+
+class Headroom(NamedTuple):
+    """What bounds the memory of this process most tightly.
+
+    Attributes:
+        taken_bytes: what it has of `limit_bytes` already.
+        name: what sets the limit.
+        counts_mapped: what is mapped counts, whether it is used or not.
+    """
+
+    limit_bytes: int
+    taken_bytes: int
+    name: str
+    counts_mapped: bool = False
+
+    @property
+    def left_bytes(self) -> int:
+        """Bytes until the limit; 0 beyond it."""
+        return max(0, self.limit_bytes - self.taken_bytes)
+
+
+def headroom(root: Path = ROOT) -> Headroom:
+    """The bound that leaves this process least: the machine's memory, a cgroup's limit, or one on its address space.
+
+    What other processes and the page cache take is not counted: the kernel gives that back, or not, as it likes.
+    """
+    resident, mapped = _own_bytes(root)
+    by_group = memory_limit_bytes(root)
+    bounds = [
+        Headroom(ram_bytes(root), resident, "limit of the cgroup" if by_group else "memory of the machine")
+    ]
+    if is_live(root) and sys.platform != "win32":
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            bounds.append(
+                Headroom(limit, mapped, "limit of the address space, ulimit -v", counts_mapped=True)
+            )
+    return min(bounds, key=lambda bound: bound.left_bytes)
+
+
+def _own_bytes(root: Path) -> tuple[int, int]:
+    """Resident and mapped bytes of this process; none in a recorded tree."""
+    if not is_live(root):
+        return 0, 0
+    taken = psutil().Process().memory_info()
+    return int(taken.rss), int(taken.vms)
 
 
 def meminfo(root: Path) -> dict[str, int]:
