@@ -50,5 +50,8 @@ def _parse(model: str, revision: str | None) -> hub.ModelId:
     if revision is None:
         return parsed
     if parsed.revision is not None and parsed.revision != revision:
-        raise SpecError(f"{model!r} names revision {parsed.revision!r}, --revision {revision!r}: give one")
+        raise SpecError(
+            f"{model!r} names revision {parsed.revision!r}, --revision {revision!r}: give one",
+            hint="leave --revision out",
+        )
     return hub.parse_id(f"{parsed._replace(revision=None)}@{revision}")

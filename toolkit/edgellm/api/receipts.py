@@ -15,7 +15,7 @@ from edgellm.api.reference import C, TransformersEmbedder, TransformersReference
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Artifact, Receipt
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert import quality, quality_embeddings
+from edgellm.convert import hints, quality, quality_embeddings
 from edgellm.convert.chunks import chunk_tokens
 from edgellm.errors import BackendUnavailable, BadInputError, QualityError, SpecError
 from edgellm.formats.gguf_model import ENCODERS
@@ -137,7 +137,8 @@ def make_receipt(
     if is_encoder != reference.source.shape.is_encoder:
         kinds = {True: "gives embeddings", False: "generates text"}
         raise BadInputError(
-            f"{opened.path} {kinds[is_encoder]}, the reference {kinds[not is_encoder]}: not the same model"
+            f"{opened.path} {kinds[is_encoder]}, the reference {kinds[not is_encoder]}: not the same model",
+            hint="give the model that it was converted from",
         )
     check.check_kind(is_encoder=is_encoder)
     text = _read_text(check.text or quality.CHECK_TEXT)
@@ -193,7 +194,7 @@ def _read_text(path: Path) -> _Text:
     try:
         return _Text(path.name, data.decode("utf-8"), hashlib.sha256(data).hexdigest())
     except UnicodeDecodeError as err:
-        raise BadInputError(f"{path}: not UTF-8 text: {err}") from err
+        raise BadInputError(f"{path}: not UTF-8 text: {err}", hint=hints.SAVE_AS_UTF8) from err
 
 
 def _compare_text(sides: _Sides, words: str) -> _Comparison:
@@ -281,7 +282,10 @@ def _by_transformers(sides: _Sides, make: Callable[[Checkpoint], C]) -> tuple[C 
         return found, "installed" if check.engine == "auto" else "asked for"
     if check.engine == "transformers":
         where = sides.reference.source.checkpoint.path
-        raise BackendUnavailable(f"{where}: transformers cannot be the reference: {because}")
+        raise BackendUnavailable(
+            f"{where}: transformers cannot be the reference: {because}",
+            hint="leave --reference-engine out, or use gguf",
+        )
     return None, because
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgellm.convert import mixture
+from edgellm.convert import hints, mixture
 from edgellm.convert.chunks import chunk_tokens, cut
 from edgellm.convert.rounding.compensate import Feedback, feedback
 from edgellm.errors import BadInputError
@@ -243,4 +243,4 @@ class _Collector:
 
 def _check_finite(name: str, values: Matrix) -> None:
     if not np.isfinite(values).all():
-        raise BadInputError(f"the inputs of {name!r} are not finite: the model is broken")
+        raise BadInputError(f"the inputs of {name!r} are not finite: the model is broken", hint=hints.BROKEN)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgellm.artifact import Provenance
+from edgellm.convert import hints
 from edgellm.convert.chunks import chunk_tokens, cut
 from edgellm.convert.mix_rules import EMBEDDINGS
 from edgellm.errors import BadInputError, UnsupportedError
@@ -91,12 +92,15 @@ def read_calibration(path: Path) -> Calibration:
     """
     with open_regular(path) as (file, n_bytes):
         if n_bytes > MAX_TEXT_BYTES:
-            raise BadInputError(f"{path}: {n_bytes} bytes of text, at most {MAX_TEXT_BYTES} are read")
+            raise BadInputError(
+                f"{path}: {n_bytes} bytes of text, at most {MAX_TEXT_BYTES} are read",
+                hint="give a part of it",
+            )
         raw = file.read(MAX_TEXT_BYTES)
     try:
         return Calibration(path.name, raw.decode("utf-8"))
     except UnicodeDecodeError as err:
-        raise BadInputError(f"{path}: not UTF-8 text at byte {err.start}") from None
+        raise BadInputError(f"{path}: not UTF-8 text at byte {err.start}", hint=hints.SAVE_AS_UTF8) from None
 
 
 def collect(
@@ -213,7 +217,9 @@ class _Collector:
             with np.errstate(over="ignore"):
                 sums = self._sums[name].astype(np.float32)
             if not np.isfinite(sums).all():
-                raise BadInputError(f"{name} is multiplied with what is not finite: the model is broken")
+                raise BadInputError(
+                    f"{name} is multiplied with what is not finite: the model is broken", hint=hints.BROKEN
+                )
             found[name] = Importance(sums, self._counts[name])
         return found
 

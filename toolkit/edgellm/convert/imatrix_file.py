@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgellm.artifact import Provenance, sha256_file
+from edgellm.convert import hints
 from edgellm.convert.imatrix import Importance, ImportanceMatrix
 from edgellm.errors import BadInputError
 from edgellm.formats import records
@@ -59,6 +60,7 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
         partial.unlink(missing_ok=True)
 
 
+@hints.of(BadInputError, _HINT)
 def read_imatrix(path: Path) -> ImportanceMatrix:
     """Read a matrix that edgellm or llama-imatrix wrote.
 
@@ -66,12 +68,9 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
         MissingInputError: there is no such file.
         BadInputError: no importance matrix, truncated, or with sums or counts that cannot be.
     """
-    try:
-        file = read_gguf(path)
-    except BadInputError as err:
-        raise BadInputError(err.message, hint=err.hint or _HINT) from err
+    file = read_gguf(path)
     if file.get("general.type", str, None) != "imatrix":
-        raise BadInputError(f"{path.name}: a GGUF file, but not an importance matrix", hint=_HINT)
+        raise BadInputError(f"{path.name}: a GGUF file, but not an importance matrix")
     n_bytes = sum(tensor.n_bytes for tensor in file.tensors.values())
     if n_bytes > MAX_DATA_BYTES:
         raise BadInputError(f"{path.name}: {n_bytes} bytes of sums, at most {MAX_DATA_BYTES} are read")

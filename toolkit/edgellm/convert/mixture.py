@@ -163,7 +163,8 @@ def named_mix(
         if asked is not None:
             if n_columns % ggml_types.BY_NAME[asked].block:
                 raise SpecError(
-                    f"{name}: rows of {n_columns} weights cannot be {asked}, whose blocks hold {ggml_types.BY_NAME[asked].block}"
+                    f"{name}: rows of {n_columns} weights cannot be {asked}, whose blocks hold {ggml_types.BY_NAME[asked].block}",
+                    hint=f"its rows can be {', '.join(_fitting(n_columns))}",
                 )
             types[name] = asked
             continue
@@ -258,6 +259,10 @@ def _asked_for(name: str, overrides: Overrides, chosen: Mapping[str, str]) -> st
     if name in mix_rules.EMBEDDINGS and not (name.startswith("per_layer") and name in chosen):
         return overrides.token_embedding
     return overrides.output if name == "output.weight" else None
+
+
+def _fitting(n_columns: int) -> list[str]:
+    return [kind for kind in TENSOR_TYPES if n_columns % ggml_types.BY_NAME[kind].block == 0]
 
 
 def _fit(kind: str, n_columns: int) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgellm.artifact import GoldenOutput
-from edgellm.convert import fit
+from edgellm.convert import fit, hints
 from edgellm.convert.chunks import chunk_tokens, cut
 from edgellm.errors import BadInputError
 from edgellm.protocols import Backend, Feed, FloatArray, Sampled, SamplingParams
@@ -115,7 +115,8 @@ def compare(
     """
     if reference.vocab_size != candidate.vocab_size:
         raise BadInputError(
-            f"the reference has {reference.vocab_size} tokens, the converted model {candidate.vocab_size}: not the same model"
+            f"the reference has {reference.vocab_size} tokens, the converted model {candidate.vocab_size}: not the same model",
+            hint="give the model that it was converted from",
         )
     length = chunk_tokens(candidate.context_train)
     chunks = cut(ids, length, "the text")[: max(1, max_tokens // length)]
@@ -220,7 +221,9 @@ def _summary(
 ) -> Divergence:
     n = len(kl)
     if not np.isfinite(kl).all():
-        raise BadInputError("a model gives log-probabilities that are not finite: it is broken")
+        raise BadInputError(
+            "a model gives log-probabilities that are not finite: it is broken", hint=hints.BROKEN
+        )
     agreement = float(same.mean())
     difference = nll_candidate - nll_reference
     ratio = math.exp(float(difference.mean()))

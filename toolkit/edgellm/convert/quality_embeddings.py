@@ -95,7 +95,8 @@ def cut(
         n_tokens += length
     if not pieces:
         raise BadInputError(
-            f"the text has {len(ids)} tokens, too few for one piece of {min(PIECE_TOKENS[0], limit)}"
+            f"the text has {len(ids)} tokens, too few for one piece of {min(PIECE_TOKENS[0], limit)}",
+            hint="give a longer text",
         )
     return pieces
 
@@ -128,7 +129,8 @@ def compare_embeddings(
         first, second = getattr(reference, name), getattr(candidate, name)
         if first != second:
             raise BadInputError(
-                f"{name.replace('_', ' ')} of the reference is {first}, of the converted model {second}: not the same model"
+                f"{name.replace('_', ' ')} of the reference is {first}, of the converted model {second}: not the same model",
+                hint="give the model that it was converted from",
             )
     cosines = []
     for ids in texts_ids:

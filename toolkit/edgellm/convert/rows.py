@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.checkpoint import SourceTensor
+from edgellm.convert import hints
 from edgellm.convert.source import LowRank, Part, PlannedTensor
 from edgellm.errors import BadInputError
 from edgellm.formats import ggml_types
@@ -51,7 +52,8 @@ class Readers:
             got = os.preadv(fd, [buffer.data[done:]], offset + done)
             if got == 0:
                 raise BadInputError(
-                    f"{path}: ends at byte {offset + done}, its header promises more; was it truncated?"
+                    f"{path}: ends at byte {offset + done}, its header promises more; was it truncated?",
+                    hint=hints.TRUNCATED,
                 )
             done += got
         return buffer

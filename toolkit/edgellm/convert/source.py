@@ -164,7 +164,8 @@ def from_gguf(checkpoint: Checkpoint) -> Source:
     unreadable = next((t for t in tensors if t.source_type in {"I8", "I16", "I32", "I64", "F64"}), None)
     if unreadable:
         raise UnsupportedError(
-            f"{checkpoint.path}: tensor {unreadable.name!r} has type {unreadable.source_type}, which cannot be converted"
+            f"{checkpoint.path}: tensor {unreadable.name!r} has type {unreadable.source_type}, which cannot be converted",
+            hint="convert the Hugging Face model that it was made from",
         )
     shape = ModelShape(
         architecture=hyper.architecture,

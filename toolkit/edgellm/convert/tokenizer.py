@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 from edgellm.checkpoint import Checkpoint
+from edgellm.convert import hints
 from edgellm.convert.source import HeaderValue
 from edgellm.convert.vocabulary import bpe, sentencepiece, wordpiece
 from edgellm.convert.vocabulary.read import TokenizerData, read_tokenizer
@@ -30,7 +31,12 @@ from edgellm.formats.plain_json import Fields, short
 
 __all__ = ["Vocabulary", "read_vocabulary"]
 
+KINDS_HINT = "byte-level BPE, SentencePiece BPE, Unigram and WordPiece work"
+FILES_HINT = "download the tokenizer's files again, all of one revision"
 
+
+@hints.of(BadInputError, FILES_HINT)
+@hints.of(UnsupportedError, KINDS_HINT)
 def read_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> Vocabulary:
     """The vocabulary of a checkpoint, padded to the model's rows.
 
@@ -50,8 +56,7 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> Vocabulary:
         vocabulary = _sentencepiece_bpe(checkpoint, found, vocab_size)
     else:
         raise UnsupportedError(
-            f"{found.where}: a {kind} tokenizer that is neither byte-level nor SentencePiece's cannot be converted",
-            hint="byte-level BPE, SentencePiece BPE, Unigram and WordPiece work",
+            f"{found.where}: a {kind} tokenizer that is neither byte-level nor SentencePiece's cannot be converted"
         )
     dropped = len(vocabulary.added) != len(found.added)
     if found.changed or dropped:

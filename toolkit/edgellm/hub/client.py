@@ -41,6 +41,7 @@ MAX_REDIRECTS = 5
 CHUNK_BYTES = 1 << 20
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _HASH = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")
+_ODD = "check HF_ENDPOINT, or whether a proxy answers instead"
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)\Z")
 
 T = TypeVar("T")
@@ -212,7 +213,7 @@ class HubClient:
                         yield response
                         return
                     url = _redirected(url, response.headers.get("Location"), where)
-            raise NetworkError(f"{where}: more than {MAX_REDIRECTS} redirects")
+            raise NetworkError(f"{where}: more than {MAX_REDIRECTS} redirects", hint=_ODD)
         except (self._httpx.UnsupportedProtocol, self._httpx.InvalidURL) as err:
             raise NetworkError(
                 f"{where}: the address of the hub cannot be used", hint="check HF_ENDPOINT"
@@ -240,7 +241,10 @@ class HubClient:
         host = urlsplit(self.endpoint).hostname
         if status == 416:
             return _AgainError(
-                NetworkInterrupted(f"{where}: {host} does not have the bytes that are missing")
+                NetworkInterrupted(
+                    f"{where}: {host} does not have the bytes that are missing",
+                    hint="run it again; if that stays, remove what has arrived: edgellm rm",
+                )
             )
         if status in _RETRIED:
             after = response.headers.get("Retry-After", "").strip()
@@ -274,7 +278,9 @@ class HubClient:
         if response.status_code == 206:
             match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
             if not match or int(match[1]) != start:
-                raise NetworkError(f"{where}: the answer is another part of the file than asked for")
+                raise NetworkError(
+                    f"{where}: the answer is another part of the file than asked for", hint=_ODD
+                )
             total = int(match[3])
         elif "Content-Length" in response.headers and _encoding(response) == "identity":
             length = response.headers["Content-Length"]
@@ -289,7 +295,9 @@ class HubClient:
         """The content in chunks, at most `max_bytes` of it; gzip, which was not asked for, is unpacked within them."""
         encoding, seen = _encoding(response), 0
         if encoding not in {"identity", "gzip"}:
-            raise NetworkError(f"{where}: sent as {encoding!r:.40}, though plain bytes were asked for")
+            raise NetworkError(
+                f"{where}: sent as {encoding!r:.40}, though plain bytes were asked for", hint=_ODD
+            )
         unpacker = zlib.decompressobj(31) if encoding == "gzip" else None
         for raw in (
             response.iter_raw()
@@ -298,12 +306,12 @@ class HubClient:
                 try:
                     chunk = unpacker.decompress(raw, CHUNK_BYTES) if unpacker else raw
                 except zlib.error as err:
-                    raise NetworkError(f"{where}: broken gzip: {err}") from err
+                    raise NetworkError(f"{where}: broken gzip: {err}", hint=_ODD) from err
                 raw = unpacker.unconsumed_tail if unpacker else b""
                 seen += len(chunk)
                 if seen > max_bytes:
                     raise NetworkError(
-                        f"{where}: the answer is longer than the {max_bytes} bytes it may have"
+                        f"{where}: the answer is longer than the {max_bytes} bytes it may have", hint=_ODD
                     )
                 if chunk:
                     yield chunk
@@ -327,9 +335,9 @@ def _redirected(url: str, location: str | None, where: str) -> str:
     target = urljoin(url, location or "")
     old, new = urlsplit(url), urlsplit(target)
     if not location or new.scheme not in {"http", "https"} or not new.hostname:
-        raise NetworkError(f"{where}: redirected to something that is no web address")
+        raise NetworkError(f"{where}: redirected to something that is no web address", hint=_ODD)
     if old.scheme == "https" and new.scheme == "http":
-        raise NetworkError(f"{where}: redirected from https to http ({new.hostname}), refused")
+        raise NetworkError(f"{where}: redirected from https to http ({new.hostname}), refused", hint=_ODD)
     return target
 
 
@@ -341,7 +349,10 @@ def _not_found(code: str, model: ModelId, where: str, host: str | None) -> EdgeL
             hint="give a branch, a tag or a commit of that repository",
         )
     if code == "EntryNotFound":
-        return MissingInputError(f"{where}: not in the repository at {revision!r}")
+        return MissingInputError(
+            f"{where}: not in the repository at {revision!r}",
+            hint="look at its files on the hub, or give another revision",
+        )
     return MissingInputError(
         f"no model {model.repo!r} here or on {host}",
         hint="check the name; for a private model log in: hf auth login",

@@ -41,6 +41,8 @@ SMALL_FILES = (
     "merges.txt", "vocab.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "README.md",
     "modules.json", "1_Pooling/config.json",
 )  # fmt: skip
+_OTHER = "the repository is not as it should be: choose another, or another revision"
+_ODD = "check HF_ENDPOINT, or whether a proxy answers instead"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.IGNORECASE)
 
@@ -114,7 +116,8 @@ class Listing(NamedTuple):
             raise NetworkError(f"{where}: the hub does not say its size and hash", hint="check HF_ENDPOINT")
         if n_bytes > max_bytes:
             raise BadInputError(
-                f"{where}: {n_bytes} bytes, more than the {max_bytes} allowed for this kind of file"
+                f"{where}: {n_bytes} bytes, more than the {max_bytes} allowed for this kind of file",
+                hint=_OTHER,
             )
         return HubFile(name=name, n_bytes=n_bytes, sha256=sha256, git_sha1=None if sha256 else git_sha1)
 
@@ -128,23 +131,25 @@ def parse_listing(data: bytes, model: ModelId) -> Listing:
     try:
         fields = parse_json(data, f"{model.repo}: the hub's listing")
     except BadInputError as err:
-        raise NetworkError(err.message, hint="check HF_ENDPOINT, or whether a proxy answers instead") from err
+        raise NetworkError(err.message, hint=_ODD) from err
     commit, siblings = fields.get("sha"), fields.get("siblings")
     if not isinstance(commit, str) or not is_commit(commit) or not isinstance(siblings, list):
         raise NetworkError(
             f"{model.repo}: the hub's listing has no commit or no files", hint="check HF_ENDPOINT"
         )
     if is_commit(model.revision) and commit != model.revision:
-        raise NetworkError(f"{model.repo}: the hub answers for commit {commit}, asked for {model.revision}")
+        raise NetworkError(
+            f"{model.repo}: the hub answers for commit {commit}, asked for {model.revision}", hint=_ODD
+        )
     if len(siblings) > MAX_FILES:
-        raise BadInputError(f"{model.repo}: {len(siblings)} files, more than {MAX_FILES}")
+        raise BadInputError(f"{model.repo}: {len(siblings)} files, more than {MAX_FILES}", hint=_OTHER)
     named: dict[str, Any] = {}
     for sibling in siblings:
         name = sibling.get("rfilename") if isinstance(sibling, dict) else None
         if not isinstance(name, str):
-            raise NetworkError(f"{model.repo}: the hub's listing has a file without a name")
+            raise NetworkError(f"{model.repo}: the hub's listing has a file without a name", hint=_ODD)
         if name in named:
-            raise UnsafeInputError(f"{model.repo}: {name[:200]!a} is listed twice")
+            raise UnsafeInputError(f"{model.repo}: {name[:200]!a} is listed twice", hint=_OTHER)
         named[name] = sibling
     return Listing(model.repo, commit, named)
 
@@ -163,7 +168,9 @@ def choose_file(listing: Listing, model: ModelId) -> str | None:
         return _unsplit(model, model.file)
     if INDEX in listing.siblings or SINGLE in listing.siblings:
         if "config.json" not in listing.siblings:
-            raise MissingInputError(f"{model.repo}: no config.json, so not a model that can be converted")
+            raise MissingInputError(
+                f"{model.repo}: no config.json, so not a model that can be converted", hint=_OTHER
+            )
         return None
     models = [name for name in ggufs if not Path(name).name.lower().startswith("mmproj")]
     if len(models) == 1:
@@ -177,7 +184,7 @@ def choose_file(listing: Listing, model: ModelId) -> str | None:
             f"{model.repo}: its only weights are pickles ({shown}), which can run code when read",
             hint="look for a revision with safetensors (often @refs/pr/1), or convert it with its own tools first",
         )
-    raise MissingInputError(f"{model.repo}: no {SINGLE}, no {INDEX} and no .gguf")
+    raise MissingInputError(f"{model.repo}: no {SINGLE}, no {INDEX} and no .gguf", hint=_OTHER)
 
 
 def small_files(listing: Listing) -> list[HubFile]:
@@ -199,12 +206,16 @@ def shards(listing: Listing, folder: Path) -> list[HubFile]:
     for name in names:
         if not name.endswith(".safetensors"):
             raise UnsafeInputError(
-                f"{listing.repo}: {INDEX} names {name[:200]!a}, which is not a .safetensors file"
+                f"{listing.repo}: {INDEX} names {name[:200]!a}, which is not a .safetensors file", hint=_OTHER
             )
         if name not in listing.siblings:
-            raise MissingInputError(f"{listing.repo}: {name[:200]!a}: named in {INDEX} but not there")
+            raise MissingInputError(
+                f"{listing.repo}: {name[:200]!a}: named in {INDEX} but not there", hint=_OTHER
+            )
     if len({name.casefold() for name in names}) != len(names):
-        raise UnsafeInputError(f"{listing.repo}: two shards of {INDEX} have names that differ only in case")
+        raise UnsafeInputError(
+            f"{listing.repo}: two shards of {INDEX} have names that differ only in case", hint=_OTHER
+        )
     return [listing.file(name, MAX_WEIGHTS_BYTES) for name in names]
 
 

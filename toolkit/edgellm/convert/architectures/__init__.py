@@ -6,6 +6,7 @@ import difflib
 import re
 
 from edgellm.checkpoint import Checkpoint
+from edgellm.convert import hints
 from edgellm.convert.architectures import (
     bert,
     bloom,
@@ -73,9 +74,12 @@ _ENCODER_DECODERS = re.compile(
     r"|Blenderbot|BlenderbotSmall|ProphetNet|XLMProphetNet|Whisper|Speech2Text|SeamlessM4T|VisionEncoderDecoder"
     r"|SpeechEncoderDecoder|EncoderDecoder)(?:v2|MT)?(?:For[A-Za-z]+|Model|)"
 )
+SAME_MODEL_HINT = "config.json and the weights must be of one model at one revision: download its files again"
 FAMILIES: dict[str, Family] = {name: module.FAMILY for module in _MODULES for name in module.FAMILY.classes}
 
 
+@hints.of(BadInputError, SAME_MODEL_HINT)
+@hints.of(UnsupportedError, ONNX_HINT)
 def read_source(checkpoint: Checkpoint) -> Source:
     """The checkpoint's tensors and header in GGUF's terms (without its vocabulary).
 
@@ -99,11 +103,7 @@ def read_source(checkpoint: Checkpoint) -> Source:
             )
     if name not in FAMILIES:
         raise _unknown(checkpoint, name)
-    try:
-        return FAMILIES[name].read(checkpoint)
-    except UnsupportedError as err:
-        err.hint = err.hint or ONNX_HINT
-        raise
+    return FAMILIES[name].read(checkpoint)
 
 
 def _unknown(checkpoint: Checkpoint, name: str) -> BadInputError | UnsupportedError:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from edgellm.checkpoint import MAX_TEMPLATE_BYTES, Checkpoint
+from edgellm.convert import hints
 from edgellm.convert.vocabulary.read import read_tokenizer
 from edgellm.errors import BadInputError, EdgeLLMError, SpecError
 from edgellm.formats.records import read_bounded
@@ -65,7 +66,7 @@ def choose_chat_template(checkpoint: Checkpoint, asked: str | None = None) -> tu
                 "utf-8"
             ), f"chat template {path.name}: a file asked for"
         except UnicodeDecodeError as err:
-            raise BadInputError(f"{path}: not UTF-8 text: {err}") from None
+            raise BadInputError(f"{path}: not UTF-8 text: {err}", hint=hints.SAVE_AS_UTF8) from None
     if checkpoint.chat_template is not None:
         return checkpoint.chat_template, None
     name, because = _by_evidence(checkpoint)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgellm.checkpoint import PICKLES, SourceTensor
-from edgellm.convert import rows
+from edgellm.convert import hints, rows
 from edgellm.convert.lora.config import MAX_NAME_CHARS, MERGE_WITH_PEFT, AdapterConfig, read_config
 from edgellm.errors import BadInputError, MissingInputError, UnsafeInputError, UnsupportedError
 from edgellm.formats import safetensors
@@ -92,6 +92,7 @@ def _range(values: list[int] | list[float]) -> str:
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
 
 
+@hints.of(BadInputError, "download all files of the adapter again, or save it again with PEFT")
 def read_adapter(directory: Path) -> Adapter:
     """Read an adapter that PEFT saved.
 

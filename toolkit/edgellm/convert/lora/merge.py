@@ -113,7 +113,8 @@ def fit(source: Source, adapter: Adapter) -> list[tuple[Pair, SourceTensor]]:
             )
         if name in fitted:
             raise BadInputError(
-                f"{pair.a.path}: modules {fitted[name][0].module!r} and {pair.module!r} are one in {checkpoint.name}"
+                f"{pair.a.path}: modules {fitted[name][0].module!r} and {pair.module!r} are one in {checkpoint.name}",
+                hint=MERGE_WITH_PEFT,
             )
         fitted[name] = (pair, tensor)
     own_names = {family.bare(name): copy for name, copy in adapter.copies.items()}

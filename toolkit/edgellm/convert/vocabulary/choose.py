@@ -160,7 +160,8 @@ class _Comparison:
             return NativeCrash(f"{path}: llama.cpp cannot tokenize with this vocabulary{died}")
         if self._nearest is None:
             return UnsupportedError(
-                f"{path}: this llama.cpp knows none of the pre-tokenizers that were tried"
+                f"{path}: this llama.cpp knows none of the pre-tokenizers that were tried",
+                hint="update llama-cpp-python",
             )
         count, name, said = self._nearest
         nearest = f"the nearest, {name!r}, differs on {count} of {len(self._texts)} texts: {said}"
