@@ -25,6 +25,8 @@ from edgellm.artifact import (
 from edgellm.errors import ArtifactError, BadInputError, MissingInputError
 from edgellm.formats.records import from_json, to_json
 from tests.samples import make_manifest
+from tests.support.damage import damaged, mutated
+from tests.support.refusals import refusal
 
 WEIGHTS = b"GGUF"
 
@@ -110,6 +112,27 @@ def test_a_malformed_manifest(tmp_path: Path, old: bytes, new: bytes) -> None:
     path.write_bytes(path.read_bytes().replace(old, new))
     with pytest.raises(BadInputError, match=r"manifest\.json"):
         open_directory(directory)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "receipt.json"])
+def test_damaged_records_are_read_or_refused(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / "a"
+    directory.mkdir()
+    (directory / "model.gguf").write_bytes(WEIGHTS)
+    artifact.write_record(directory / "receipt.json", receipt(OF_TEXT))
+    files = [artifact.entry_for(directory / each) for each in ("model.gguf", "receipt.json")]
+    artifact.write_record(directory / "manifest.json", make_manifest(files=files))
+    assert open_directory(directory).receipt is not None
+    path = directory / name
+    whole = path.read_bytes()
+    refusals = []
+    for content in (*damaged(whole, name, 300), *mutated(whole, name, 300)):
+        # Of a receipt that no longer has the length in the manifest only that is noticed.
+        same_length = content[: len(whole)].ljust(len(whole)) if name == "receipt.json" else content
+        path.write_bytes(same_length)
+        refusals.append(refusal(lambda: open_directory(directory)))
+    assert sum(words is not None for words in refusals) > 300
+    assert len(set(refusals)) > 50
 
 
 def test_a_manifest_that_is_too_large(tmp_path: Path) -> None:
