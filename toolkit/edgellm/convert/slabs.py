@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgellm.convert import rows
+from edgellm.convert import k_quants, rows
 from edgellm.convert.source import PlannedTensor, Source
 from edgellm.errors import BadInputError, ResourceError
 from edgellm.machine.memory import available_memory_bytes, headroom
@@ -57,7 +57,7 @@ class Slabs:
 
     Args:
         types: ggml type of every tensor.
-        encode: packs the rows of the tensors that change type; by default ggml's own quantizers.
+        encode: packs the rows of the tensors that change type; by default as ggml's own quantizers do.
         slab_weights: weights in one call of `encode`, rounded to rows; more is faster where `encode` works column by
             column, and takes more memory.
 
@@ -176,7 +176,7 @@ def _pack(
 
 
 def _plain_encode(_name: str, _first_row: int, values: ggml.Floats, to_type: str) -> ggml.Bytes:
-    return ggml.quantize_rows(values, to_type)
+    return k_quants.quantize_rows(values, to_type)
 
 
 def _flat(packed: ggml.Bytes) -> memoryview:
