@@ -29,7 +29,7 @@ def refusal(template: str, messages: Any = HELLO) -> str:
 @pytest.fixture(scope="module")
 def smollm2_template() -> Iterator[str]:
     with api.load("builtin:smollm2", context=64) as model:
-        template = model._backend.chat_template
+        template = model.chat_template
         assert template is not None
         yield template
 

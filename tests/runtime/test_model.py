@@ -12,19 +12,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.errors import BackendError, ContextOverflowError, SpecError
-from edgellm.runtime.model import Completion, Model, Piece
+from edgellm.runtime.engine import LocalEngine
+from edgellm.runtime.model import Model
+from edgellm.runtime.request import Completion, Piece
 from tests.samples import make_manifest
 from tests.support.fake_backend import BOS, END, FakeBackend, FakeBatcher
 
+NAMED = r"(max_tokens|temperature|top_|min_p|penalty|seed|stop|deadline|keep|bias|option)"
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def make(script: bytes | None = b"an answer", *, context: int = 256, **options: Any) -> Model:
-    return Model(FakeBackend(script, **options), make_manifest(), context=context)
+def make(
+    script: bytes | None = b"an answer", *, context: int = 256, parallel: int = 1, **options: Any
+) -> Model:
+    manifest = make_manifest()
+    engine = LocalEngine(
+        FakeBackend(script, **options), name=manifest.model, context=context, parallel=parallel
+    )
+    return Model(engine, manifest)
 
 
 def batcher_of(model: Model) -> FakeBatcher:
-    backend = model._backend
+    engine = model._engine
+    assert isinstance(engine, LocalEngine)
+    backend = engine._backend
     assert isinstance(backend, FakeBackend)
     return backend.batchers[0]
 
@@ -109,7 +120,7 @@ def test_messages_go_through_the_template_and_special_text_becomes_tokens() -> N
         prompt = "".join(
             map(
                 str,
-                model._backend.tokenize(
+                FakeBackend().tokenize(
                     "<turn>user:Hello<turn>assistant:", add_special=True, parse_special=True
                 ),
             )
@@ -224,11 +235,15 @@ def test_the_same_seed_gives_the_same_text_and_another_one_another(model: Model)
     [
         {"max_tokens": 0}, {"max_tokens": -1}, {"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1},
         {"top_p": 1.5}, {"min_p": -0.1}, {"repeat_penalty": 0.0}, {"seed": -1}, {"seed": 2**32}, {"stop": [""]},
-        {"stop": ["x"] * 1000},
+        {"stop": ["x"] * 1000}, {"stop": "one"}, {"deadline_s": 0}, {"keep_tokens": -1}, {"top_logprobs": 21},
+        {"logit_bias": {-1: 1.0}}, {"logit_bias": {1: float("nan")}}, {"frequency_penalty": 11.0}, {"nothing": 1},
     ],
 )  # fmt: skip
 def test_arguments_out_of_bounds_are_a_value_error_at_the_call(model: Model, bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"(max_tokens|temperature|top_|min_p|penalty|seed|stop)"):
+    with pytest.raises(
+        (ValueError, TypeError),
+        match=r"(max_tokens|temperature|top_|min_p|penalty|seed|stop|deadline|keep|bias|option)",
+    ):
         model.stream("ab", **bad)
     assert model.generate("ab", max_tokens=1).token_ids
 
@@ -248,14 +263,13 @@ def test_an_error_in_the_consumer_leaves_the_model_usable(model: Model) -> None:
     assert model.generate("ab", max_tokens=1).token_ids
 
 
-def test_a_second_stream_in_one_thread_is_refused_while_the_first_is_open(model: Model) -> None:
-    stream = model.stream("ab")
-    next(stream)
-    for use in (lambda: model.generate("cd"), lambda: model.count_tokens("cd"), lambda: model.tokenize("cd")):
-        with pytest.raises(RuntimeError, match="still open in this thread"):
-            use()
-    stream.close()
+def test_a_stream_that_is_not_read_keeps_nobody_waiting(model: Model) -> None:
+    expected = model.generate("ab", temperature=0).text
+    stream = model.stream("ab", temperature=0)
+    first = next(stream)
     assert model.generate("cd", max_tokens=1).token_ids
+    assert model.count_tokens("cd") == 3
+    assert first.text + "".join(piece.text for piece in stream) == expected
 
 
 def test_a_failing_step_leaves_the_model_usable(model: Model) -> None:
@@ -284,10 +298,11 @@ def test_a_closed_model_says_so() -> None:
 
 def test_leaving_the_block_closes_a_stream_that_is_still_held() -> None:
     with make(None) as model:
-        stream = model.stream("ab")
+        stream = model.stream("ab", overflow="shift")
         next(stream)
     assert batcher_of(model).closed
-    assert list(stream) == []
+    with pytest.raises(RuntimeError, match="closed"):
+        list(stream)
 
 
 def test_an_error_is_not_hidden_by_a_stream_that_is_still_held() -> None:
@@ -348,12 +363,22 @@ def test_two_threads_may_close_a_model() -> None:
     assert failed == []
 
 
-def test_close_waits_for_another_threads_generation() -> None:
+def test_close_ends_what_another_thread_reads() -> None:
     model = make(None)
-    stream = model.stream("ab", max_tokens=3)
+    stream = model.stream("ab", overflow="shift")
     next(stream)
-    closer = threading.Thread(target=model.close)
-    closer.start()
-    assert [piece.finish_reason for piece in stream] == [None, "length"]
-    closer.join()
+    ended: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            for _ in stream:
+                pass
+        except RuntimeError as err:
+            ended.append(err)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    model.close()
+    reader.join()
+    assert "closed" in str(ended[0])
     assert batcher_of(model).closed

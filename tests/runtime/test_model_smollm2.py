@@ -35,7 +35,7 @@ def test_it_knows_the_capital_of_france(model: Model) -> None:
 
 def test_temperature_zero_is_the_argmax_of_the_engine(model: Model) -> None:
     done = model.generate(STORY, max_tokens=12, temperature=0)
-    batcher = model._backend.open(n_sequences=1, context=256)
+    batcher = model._engine._backend.open(n_sequences=1, context=256)
     feed: list[int] = model.tokenize(STORY)
     expected = []
     for _ in range(12):
@@ -105,7 +105,7 @@ def test_the_end_of_the_context_is_a_length_finish(model: Model) -> None:
 def test_no_broken_character_in_the_middle_of_a_stream(model: Model, prompt: str) -> None:
     pieces = list(model.stream(prompt, max_tokens=24, temperature=1.2, seed=5))
     assert not any("\ufffd" in piece.text for piece in pieces[:-1])
-    data = b"".join(model._backend.token_bytes(token) for piece in pieces for token in piece.token_ids)
+    data = b"".join(model._engine._backend.token_bytes(token) for piece in pieces for token in piece.token_ids)
     assert "".join(piece.text for piece in pieces) == data.decode("utf-8", errors="replace")
 
 

@@ -193,6 +193,10 @@ class FakeBatcher:
         self._check(sequence)
         return len(self._cache[sequence])
 
+    def tokens(self, sequence: int) -> Sequence[int]:
+        self._check(sequence)
+        return self._cache[sequence]
+
     def truncate(self, sequence: int, n_tokens: int) -> None:
         self._check(sequence)
         if n_tokens < 0:

@@ -17,6 +17,8 @@
     |  |- UnsupportedError       69  this model, type or feature is not supported here
     |  '- NativeCrash            70  native code died in a child process; carries the signal's name
     |- ResourceError             75  memory or time ran out; trying again with less may work
+    |  |- QueueFullError         75  more requests wait already than are allowed to
+    |  '- DeadlineError          75  a request was not done in the time it gave itself
     |- NetworkError              69  the network or the hub does not give what was asked for
     |  '- NetworkInterrupted     75  the same later may work: no answer, too many requests, connection lost
     '- MeterError                69  an energy meter is absent, needs permission or went away
@@ -159,6 +161,14 @@ class ResourceError(EdgeLLMError):
     """Memory or time ran out."""
 
     exit_code = 75
+
+
+class QueueFullError(ResourceError):
+    """More requests wait already than are allowed to; a later one may be taken."""
+
+
+class DeadlineError(ResourceError):
+    """A request was not done in the time it gave itself."""
 
 
 class NetworkError(EdgeLLMError):

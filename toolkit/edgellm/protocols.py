@@ -142,6 +142,10 @@ class Batcher(Protocol):
         """Tokens in that sequence's cache."""
         ...
 
+    def tokens(self, sequence: int) -> Sequence[int]:
+        """The tokens in that sequence's cache; valid until the next step, not to be changed."""
+        ...
+
     def truncate(self, sequence: int, n_tokens: int) -> None:
         """Keep the first n_tokens of a sequence."""
         ...

@@ -99,13 +99,7 @@ class _Subject:
 
     def open(self) -> Model:
         if self._model is None:
-            path = self._opened.tokenizer_path
-            self._model = Model(
-                self.backend,
-                self._opened.manifest,
-                context=self._context,
-                tokenizer_path=Path(path) if path else None,
-            )
+            self._model = models.make_model(self.backend, self._opened, context=self._context)
         return self._model
 
     def generate(self, prompt: str, n_gen: int) -> measuring.Timeline:

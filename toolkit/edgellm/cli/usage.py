@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgellm.runtime.model import Usage
+from edgellm.runtime.request import Usage
 from edgellm.units import format_seconds
 
 

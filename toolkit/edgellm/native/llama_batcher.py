@@ -277,6 +277,11 @@ class LlamaBatcher:
         self._check_sequence(sequence)
         return len(self._tokens[sequence])
 
+    def tokens(self, sequence: int) -> Sequence[int]:
+        """The tokens in that sequence's cache; valid until the next step, not to be changed."""
+        self._check_sequence(sequence)
+        return self._tokens[sequence]
+
     def truncate(self, sequence: int, n_tokens: int) -> None:
         """Keep the first n_tokens of a sequence.
 

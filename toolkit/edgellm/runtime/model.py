@@ -2,67 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import inspect
-import threading
-import time
+import os
+import queue
 import weakref
-from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, TypedDict, Unpack
 
 from edgellm.artifact import Manifest
-from edgellm.errors import ContextOverflowError, SpecError
-from edgellm.formats.records import Record
-from edgellm.protocols import Backend, Feed, SamplingParams
-from edgellm.report import Missing, RuntimeInfo
-from edgellm.runtime import chat
-from edgellm.runtime.text import TextAssembler
-from edgellm.runtime.tokenizer import Tokenizer
-
-FinishReason = Literal["stop", "length"]
-Prompt = str | Sequence[chat.Message]
-
-
-class Usage(Record):
-    """What a generation took.
-
-    Attributes:
-        prompt_tokens, cached_tokens: tokens of the prompt, and how many of them were in the KV cache already.
-        completion_tokens: tokens drawn, the end token included.
-        ttft_s: from the call to the first token: waiting for other generations and tokenizing included.
-        decode_s: from the first token to the last; the time that the caller keeps each piece is part of it.
-        energy: why there is no figure in joules.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    ttft_s: float
-    decode_s: float
-    energy: Missing
-
-
-class Piece(Record):
-    """A part of a generation as it streams; the last one carries `finish_reason` and `usage`."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason | None = None
-    usage: Usage | None = None
-
-
-class Completion(Record):
-    """A whole generation."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    usage: Usage
+from edgellm.protocols import SamplingParams
+from edgellm.report import RuntimeInfo
+from edgellm.runtime.engine import Engine
+from edgellm.runtime.prompts import Prompt
+from edgellm.runtime.request import Completion, Overflow, Piece, Request, completion
+from edgellm.runtime.scheduler import Counts
+from edgellm.runtime.ticket import Ticket
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments of a generation; `Model.stream` says what they mean."""
+    """Keyword arguments of a generation.
+
+    Attributes:
+        max_tokens: most tokens to draw; None goes on to the end of the answer or of the context.
+        temperature: 0 takes the most likely token each time; 0.8 by default.
+        top_k, top_p, min_p: keep the k best (40); the smallest set with probability p (0.95); what is at least min_p
+            times as likely as the best (0.05).
+        repeat_penalty: divides the logits of tokens seen lately; 1 by default, which is none.
+        presence_penalty, frequency_penalty: taken off their logits, once and once for each time; 0 by default.
+        logit_bias: token -> what is added to its logit.
+        seed: the same seed gives the same text; None draws one.
+        stop: texts that end the generation; they are not part of it.
+        cache_prompt: reuse the KV cache of an earlier prompt that begins alike.
+        owner: whose prompt this is: caches are never shared between owners, and owners take turns.
+        deadline_s: seconds after which it ends with a DeadlineError.
+        overflow: what happens where the context is too small: `error`, `shift` or `middle`.
+        keep_tokens: tokens at the beginning that `shift` and `middle` keep.
+        top_logprobs: log-probabilities of what is drawn, and of that many likely tokens beside.
+        adapters: name -> scale of LoRA adapters that were loaded with the model.
+        speculate: whether guesses may be tried; they never change the text.
+    """
 
     max_tokens: int | None
     temperature: float
@@ -70,234 +49,174 @@ class Options(TypedDict, total=False):
     top_p: float
     min_p: float
     repeat_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: dict[int, float]
     seed: int | None
     stop: Sequence[str]
     cache_prompt: bool
+    owner: str
+    deadline_s: float | None
+    overflow: Overflow
+    keep_tokens: int
+    top_logprobs: int | None
+    adapters: dict[str, float]
+    speculate: bool
+
+
+_SAMPLING: dict[str, Any] = {
+    "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0, "logit_bias": {}, "seed": None,
+}  # fmt: skip
+
+
+class Stream(Iterator[Piece]):
+    """Pieces of one generation; leaving the block, closing or forgetting it stops the generation."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+
+    def __next__(self) -> Piece:
+        if self._ticket.done or self._ticket.cancelled:
+            raise StopIteration
+        return self._ticket.take()
+
+    def close(self) -> None:
+        """Stop the generation; safe to call from any thread, and twice."""
+        self._ticket.cancel()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._ticket.cancel()
 
 
 class Model:
-    """A loaded model. Thread-safe: one generation runs at a time, others wait for it.
-
-    A stream belongs to the thread that takes its first piece; take the others, or close it, in that thread too.
+    """A loaded model. Thread-safe; generations run side by side, as many as it was loaded for, others wait.
 
     Get one from `edgellm.load`; use it as a context manager, or call `close`.
     """
 
-    def __init__(
-        self, backend: Backend, manifest: Manifest, *, context: int, tokenizer_path: Path | None = None
-    ) -> None:
-        self._backend = backend
-        self._tokenizer = Tokenizer(backend, tokenizer_path)
-        self._batcher = backend.open(n_sequences=1, context=context)
-        self._cached: list[int] = []
-        self._lock = threading.Lock()
-        self._owner: int | None = None
-        self._closed = False
-        self._streams: weakref.WeakSet[Generator[Piece]] = weakref.WeakSet()
+    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+        self._engine = engine
         self.manifest = manifest
-        self.context = context
+        self.context = engine.context
+        self._process = os.getpid()
+        # Also where nobody closes it: native memory must be released before the interpreter ends.
+        self._release = weakref.finalize(self, engine.close)
 
     @property
     def info(self) -> RuntimeInfo:
         """The engine as it runs."""
-        return self._backend.info
+        return self._engine.info
 
     @property
     def has_chat_template(self) -> bool:
         """Whether messages can be given; a plain string always can."""
-        return self._backend.chat_template is not None
+        return self._engine.chat_template is not None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own template of a conversation, Jinja; None where it has none."""
+        return self._engine.chat_template
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of a text, without a beginning-of-sequence token."""
-        with self._exclusive():
-            return self._tokenizer.encode(text, add_special=False, parse_special=parse_special)
+        return self._engine.tokenize(text, parse_special=parse_special)
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Tokens that a prompt (text or messages) becomes."""
-        with self._exclusive():
-            return len(self._encode(prompt))
+        return len(self._engine.encode(prompt))
+
+    def counts(self) -> Counts:
+        """What is going on: generations that run, wait, are done, were cancelled."""
+        return self._engine.counts()
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
-        """A whole generation; options, their defaults and errors as in `stream`."""
-        text, ids = [], []
-        for piece in self.stream(prompt, **options):
-            text.append(piece.text)
-            ids += piece.token_ids
-            if piece.finish_reason and piece.usage:
-                return Completion(
-                    text="".join(text), token_ids=ids, finish_reason=piece.finish_reason, usage=piece.usage
-                )
-        raise AssertionError("a stream ends with a finish reason")
-
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        cache_prompt: bool = True,
-    ) -> Iterator[Piece]:
-        """Generate and yield text as it comes; closing the iterator stops the generation.
+        """A whole generation; errors as in `stream`.
 
         Args:
-            prompt: text, continued as it is; or messages, which go through the model's chat template.
-            max_tokens: most tokens to draw; None goes on to the end of the answer or of the context.
-            temperature: 0 takes the most likely token each time.
-            top_k, top_p, min_p: keep the k best; the smallest set with probability p; what is at least min_p times
-                as likely as the best.
-            seed: the same seed gives the same text; None draws one.
-            stop: texts that end the generation; they are not part of it.
-            cache_prompt: reuse the KV cache of an earlier prompt that begins alike.
+            prompt: text, continued as it is; messages, which go through the model's chat template; or token ids.
+            options: see `Options`.
+        """
+        return completion(list(self.stream(prompt, **options)))
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+        """Generate and yield text as it comes; closing the stream stops the generation. Arguments as in `generate`.
+
+        It begins with the call, and runs on while nobody takes the pieces, up to some thousands of them.
 
         Raises:
             ContextOverflowError: the prompt does not fit.  SpecError: messages without a chat template.
-            ValueError: an argument out of bounds.
+            QueueFullError: too many wait already.  ValueError, TypeError: an argument out of bounds, or unknown.
+            DeadlineError, BackendError: later, while pieces are taken.
         """
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens is {max_tokens}, expected at least 1")
-        sampling = SamplingParams(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            seed=seed,
-        )
-        started = time.perf_counter()
-        stream = self._stream(
-            prompt, max_tokens, sampling, TextAssembler(stop), started, cache_prompt=cache_prompt
-        )
-        self._streams.add(stream)
-        return stream
+        return Stream(self._submit(prompt, options))
 
-    def _stream(
-        self,
-        prompt: Prompt,
-        max_tokens: int | None,
-        sampling: SamplingParams,
-        text: TextAssembler,
-        started: float,
-        *,
-        cache_prompt: bool,
-    ) -> Generator[Piece]:
-        with self._exclusive():
-            ids = self._encode(prompt)
-            n_cached = self._prefill(ids, reuse=cache_prompt)
-            room = self.context - len(ids)
-            budget = min(max_tokens or room, room)
-            feed: Sequence[int] = ids[n_cached:]
-            first = last = started
-            for n_drawn in range(1, budget + 1):
-                token = self._step(feed, sampling)
-                last = time.perf_counter()
-                first = last if n_drawn == 1 else first
-                ended = self._backend.is_end(token)
-                shown = "" if ended else text.push(self._backend.token_bytes(token))
-                done = ended or text.stopped or n_drawn == budget
-                if not done:
-                    feed = (token,)
-                    yield Piece(text=shown, token_ids=[token])
+    async def agenerate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
+        """`generate` for asyncio; cancelling the task stops the generation."""
+        return completion([piece async for piece in self.astream(prompt, **options)])
+
+    async def astream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncIterator[Piece]:
+        """`stream` for asyncio; cancelling the task, or leaving the loop, stops the generation."""
+        ticket = await asyncio.to_thread(self._submit, prompt, options)
+        there = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(there.set)
+
+        ticket.listen(wake)
+        try:
+            while not ticket.done:
+                try:
+                    piece = ticket.take(0)
+                except queue.Empty:
+                    await there.wait()
+                    there.clear()
                     continue
-                reason: FinishReason = "stop" if ended or text.stopped else "length"
-                usage = Usage(
-                    prompt_tokens=len(ids), cached_tokens=n_cached, completion_tokens=n_drawn,
-                    ttft_s=first - started, decode_s=last - first,
-                    energy=Missing(quantity="energy_j", reason="energy per request is not measured by this version"),
-                )  # fmt: skip
-                yield Piece(text=shown + text.finish(), token_ids=[token], finish_reason=reason, usage=usage)
-                return
+                yield piece
+        finally:
+            ticket.cancel()
 
-    def _step(self, tokens: Sequence[int], sampling: SamplingParams) -> int:
-        drawn = self._batcher.step([Feed(sequence=0, tokens=tokens, sampling=sampling)])[0].tokens[0]
-        self._cached += tokens
-        return drawn
+    def chat(self, messages: Sequence[dict[str, object]], **options: Unpack[Options]) -> Completion:
+        """The answer to messages; the same as `generate`, for readers of code."""
+        return self.generate(messages, **options)
 
-    def _prefill(self, ids: list[int], *, reuse: bool) -> int:
-        """Make the cache hold a prefix of `ids`, all but the last token at most; returns its length."""
-        if len(ids) >= self.context:
-            raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens, the context holds {self.context}",
-                hint="use a larger context (--context) or a shorter prompt",
-            )
-        common = 0
-        if reuse and self._backend.capabilities.can_truncate:
-            for a, b in zip(self._cached, ids[:-1], strict=False):
-                if a != b:
-                    break
-                common += 1
-        self._batcher.free(0) if common == 0 else self._batcher.truncate(0, common)
-        self._batcher.reset_sampler(0)
-        self._cached = self._cached[:common]
-        return common
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self._tokenizer.encode(prompt, add_special=True, parse_special=False)
-        else:
-            template = self._backend.chat_template
-            if template is None:
-                raise SpecError(
-                    f"{self.manifest.model} has no chat template",
-                    hint="give the prompt as text (--raw on the command line)",
-                )
-            rendered = chat.render(
-                template,
-                prompt,
-                bos_token=self._special(self._backend.bos_id),
-                eos_token=self._special(self._backend.eos_id),
-            )
-            ids = self._tokenizer.encode(rendered, add_special=False, parse_special=True)
-            bos = self._backend.bos_id
-            if self._backend.add_bos and bos is not None and ids[:1] != [bos]:
-                ids.insert(0, bos)
-        if not ids:
-            if self._backend.bos_id is None:
-                raise SpecError("the prompt is empty", hint="give some text")
-            ids = [self._backend.bos_id]
-        return ids
-
-    def _special(self, token: int | None) -> str:
-        return "" if token is None else self._backend.token_text(token)
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        me = threading.get_ident()
-        if self._owner == me:
-            raise RuntimeError(
-                "a stream of this model is still open in this thread: exhaust or close it first"
-            )
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("this model is closed")
-            self._owner = me
-            try:
-                yield
-            finally:
-                self._owner = None
+    def _submit(self, prompt: Prompt, options: Options) -> Ticket:
+        if os.getpid() != self._process:
+            raise RuntimeError("this model was loaded in another process: load it after the fork")
+        return self._engine.submit(make_request(prompt, options))
 
     def close(self) -> None:
-        """Release the model's memory; safe to call twice.
-
-        Ends a stream that this thread left open; waits for a generation of another thread.
-        """
-        if self._owner == threading.get_ident():
-            for stream in list(self._streams):
-                if inspect.getgeneratorstate(stream) == inspect.GEN_SUSPENDED:
-                    stream.close()
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._batcher.close()
-                self._backend.close()
+        """End what runs and release the memory; safe to call twice. Streams that are still read raise RuntimeError."""
+        self._release()
 
     def __enter__(self) -> Model:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def make_request(prompt: Prompt, options: Options) -> Request:
+    """A request with the defaults of the library.
+
+    Raises:
+        ValueError: an option out of bounds.  TypeError: an unknown option, or one of a wrong kind.
+    """
+    rest: dict[str, Any] = {**options}
+    stop = rest.pop("stop", ())
+    if isinstance(stop, str):
+        raise TypeError("stop is one string, expected a list of strings")
+    sampling = SamplingParams(**{name: rest.pop(name, default) for name, default in _SAMPLING.items()})
+    unknown = sorted(set(rest) - set(Options.__annotations__))
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}")
+    given: Any = prompt if isinstance(prompt, str) else list(prompt)
+    return Request(prompt=given, sampling=sampling, stop=list(stop), **rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from edgellm.protocols import Backend
 
 
 class Tokenizer:
-    """Tokenizes for one model.
+    """Tokenizes for one model; thread-safe.
 
     Args:
         path: the artifact's tokenizer.json, or None to ask the backend.
@@ -22,6 +23,7 @@ class Tokenizer:
     def __init__(self, backend: Backend, path: Path | None) -> None:
         self._backend = backend
         self._own: Any = None
+        self._lock = threading.Lock()
         if path is None:
             return
         from tokenizers import Tokenizer as Library
@@ -43,7 +45,8 @@ class Tokenizer:
         """Ids of a text; `parse_special` lets text such as <|im_end|> become one special token."""
         if self._own is None:
             return self._backend.tokenize(text, add_special=add_special, parse_special=parse_special)
-        self._own.encode_special_tokens = not parse_special
         text = text.encode("utf-8", errors="replace").decode()  # half a surrogate pair is no text
-        ids: list[int] = self._own.encode(text, add_special_tokens=add_special).ids
+        with self._lock:  # the switch belongs to the library's object, not to the call
+            self._own.encode_special_tokens = not parse_special
+            ids: list[int] = self._own.encode(text, add_special_tokens=add_special).ids
         return ids

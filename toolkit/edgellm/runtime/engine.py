@@ -1,0 +1,130 @@
+"""A loaded model that takes requests: here in this process, or behind the same words in another."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Protocol
+
+from edgellm.protocols import Backend
+from edgellm.report import RuntimeInfo
+from edgellm.runtime.generation import Generation
+from edgellm.runtime.overflow import fit_prompt
+from edgellm.runtime.prompts import Prompt, PromptEncoder
+from edgellm.runtime.request import Request
+from edgellm.runtime.scheduler import MAX_QUEUE, Counts, Scheduler
+from edgellm.runtime.ticket import Ticket
+from edgellm.runtime.tokenizer import Tokenizer
+
+
+class Engine(Protocol):
+    """What the public class stands on; thread-safe."""
+
+    context: int
+    chat_template: str | None
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """The engine as it runs."""
+        ...
+
+    def submit(self, request: Request) -> Ticket:
+        """Begin a generation. Errors of the request itself are raised here; later ones by the ticket."""
+        ...
+
+    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        """Token ids of a text."""
+        ...
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt."""
+        ...
+
+    def counts(self) -> Counts:
+        """What is going on."""
+        ...
+
+    def close(self) -> None:
+        """End what runs and release the memory; safe to call twice."""
+        ...
+
+
+class LocalEngine:
+    """The model in this process.
+
+    Args:
+        name: the model's, for errors.
+        parallel: generations at once; each has `context` tokens of its own.
+        cache_bytes: budget for prefixes of earlier prompts beyond those that are still in place.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        name: str,
+        context: int,
+        tokenizer_path: Path | None = None,
+        parallel: int = 1,
+        max_queue: int = MAX_QUEUE,
+        cache_bytes: int = 0,
+    ) -> None:
+        self._backend = backend
+        self._tokenizer = Tokenizer(backend, tokenizer_path)
+        self._prompts = PromptEncoder(backend, self._tokenizer, name)
+        self.context = context
+        self.chat_template = backend.chat_template
+        self._closed = False
+        self.scheduler = Scheduler(
+            backend, n_sequences=parallel, context=context, max_queue=max_queue, cache_bytes=cache_bytes
+        )
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """The engine as it runs."""
+        return self._backend.info
+
+    def submit(self, request: Request) -> Ticket:
+        """Begin a generation.
+
+        Raises:
+            SpecError, BadInputError, ContextOverflowError: what the prompt gives cause to.
+            QueueFullError: too many wait already.  RuntimeError: closed.
+        """
+        started_s = time.perf_counter()
+        self._check_open()
+        ids, n_dropped = fit_prompt(
+            self._prompts.encode(request.prompt), context=self.context, policy=request.overflow,
+            n_keep=request.keep_tokens, max_tokens=request.max_tokens,
+        )  # fmt: skip
+        ticket = Ticket(on_cancel=self.scheduler.wake, on_taken=self.scheduler.wake)
+        self.scheduler.submit(
+            Generation(
+                request, ids, backend=self._backend, ticket=ticket, started_s=started_s, n_dropped=n_dropped
+            )
+        )
+        return ticket
+
+    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        """Token ids of a text."""
+        self._check_open()
+        return self._tokenizer.encode(text, add_special=False, parse_special=parse_special)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt."""
+        self._check_open()
+        return self._prompts.encode(prompt)
+
+    def counts(self) -> Counts:
+        """What is going on."""
+        return self.scheduler.counts()
+
+    def close(self) -> None:
+        """End what runs and release the memory; safe to call twice."""
+        self._closed = True
+        self.scheduler.close()
+        self._backend.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this model is closed")

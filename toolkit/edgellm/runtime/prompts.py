@@ -1,0 +1,73 @@
+"""A prompt as token ids: text as it is, messages through the model's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgellm.errors import SpecError
+from edgellm.protocols import Backend
+from edgellm.runtime import chat
+from edgellm.runtime.tokenizer import Tokenizer
+
+Prompt = str | Sequence[chat.Message] | Sequence[int]
+
+
+class PromptEncoder:
+    """Encodes prompts for one model; thread-safe.
+
+    Args:
+        name: the model's, for errors.
+    """
+
+    def __init__(self, backend: Backend, tokenizer: Tokenizer, name: str) -> None:
+        self._backend, self._tokenizer, self._name = backend, tokenizer, name
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, at least one.
+
+        Raises:
+            SpecError: messages without a chat template, or nothing at all.  BadInputError: the template fails.
+            ValueError: a token id that the model does not know.
+        """
+        backend = self._backend
+        if isinstance(prompt, str):
+            ids = self._tokenizer.encode(prompt, add_special=True, parse_special=False)
+        elif prompt and isinstance(prompt[0], int):
+            ids = self._checked(prompt)
+        else:
+            ids = self._of_messages(prompt)  # type: ignore[arg-type]
+        if not ids:
+            if backend.bos_id is None:
+                raise SpecError("the prompt is empty", hint="give some text")
+            ids = [backend.bos_id]
+        return ids
+
+    def _of_messages(self, messages: Sequence[chat.Message]) -> list[int]:
+        backend = self._backend
+        if backend.chat_template is None:
+            raise SpecError(
+                f"{self._name} has no chat template",
+                hint="give the prompt as text (--raw on the command line)",
+            )
+        rendered = chat.render(
+            backend.chat_template,
+            messages,
+            bos_token=self._special(backend.bos_id),
+            eos_token=self._special(backend.eos_id),
+        )
+        ids = self._tokenizer.encode(rendered, add_special=False, parse_special=True)
+        bos = backend.bos_id
+        if backend.add_bos and bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return ids
+
+    def _checked(self, tokens: Sequence[object]) -> list[int]:
+        ids = []
+        for token in tokens:
+            if type(token) is not int or not 0 <= token < self._backend.vocab_size:
+                raise ValueError(f"token {token!r} is outside the vocabulary of {self._backend.vocab_size}")
+            ids.append(token)
+        return ids
+
+    def _special(self, token: int | None) -> str:
+        return "" if token is None else self._backend.token_text(token)

@@ -1,0 +1,125 @@
+"""What is asked of a loaded model, and what comes out of it: plain data, which may cross to another process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from edgellm.formats.records import Record
+from edgellm.protocols import SamplingParams
+from edgellm.report import Missing
+
+FinishReason = Literal["stop", "length"]
+Overflow = Literal["error", "shift", "middle"]
+MAX_TOP_LOGPROBS = 20
+
+
+class Request(Record):
+    """One generation.
+
+    Attributes:
+        prompt: text, continued as it is; messages, which go through the model's chat template; or token ids.
+        max_tokens: most tokens to draw; None goes on to the end of the answer or of the context.
+        stop: texts that end the generation.
+        cache_prompt: reuse the KV cache of an earlier prompt that begins alike.
+        owner: whose request this is: the cache of one owner is never used for another, and owners take turns.
+        deadline_s: seconds from now after which it ends with an error; None for no limit.
+        overflow: what happens where the context is too small: an error; `shift` drops the oldest tokens, while
+            generating too; `middle` drops the middle of the prompt.
+        keep_tokens: tokens at the beginning of the prompt that `shift` and `middle` keep.
+        top_logprobs: log-probabilities of the tokens drawn, and of that many likely ones beside; None for none.
+        adapters: name -> scale of LoRA adapters that were loaded.
+        speculate: whether guesses may be tried; they change the time that it takes, never the text.
+    """
+
+    prompt: str | list[dict[str, Any]] | list[int]
+    max_tokens: int | None = None
+    sampling: SamplingParams = SamplingParams()
+    stop: list[str] = []
+    cache_prompt: bool = True
+    owner: str = ""
+    deadline_s: float | None = None
+    overflow: Overflow = "error"
+    keep_tokens: int = 0
+    top_logprobs: int | None = None
+    adapters: dict[str, float] = {}
+    speculate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}, expected at least 1")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ValueError(f"deadline_s is {self.deadline_s}, expected more than 0")
+        if self.keep_tokens < 0:
+            raise ValueError(f"keep_tokens is {self.keep_tokens}, expected 0 or more")
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
+            raise ValueError(f"top_logprobs is {self.top_logprobs}, outside 0 to {MAX_TOP_LOGPROBS}")
+
+
+class TokenLogprob(Record):
+    """A token drawn, its natural log-probability before sampling, and the likeliest ones beside: (id, log-probability)."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Usage(Record):
+    """What a generation took.
+
+    Attributes:
+        prompt_tokens, cached_tokens: tokens of the prompt, and how many of them were in the KV cache already.
+        completion_tokens: tokens drawn, the end token included.
+        dropped_tokens: tokens of prompt and answer that `overflow` dropped so that the rest fits.
+        drafted_tokens, accepted_tokens: guesses that were tried, and how many of them were right.
+        queue_s: waiting for other generations.
+        ttft_s: from the call to the first token: waiting and tokenizing included.
+        decode_s: from the first token to the last.
+        energy: why there is no figure in joules.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    ttft_s: float
+    decode_s: float
+    energy: Missing
+    dropped_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    queue_s: float = 0.0
+
+
+class Piece(Record):
+    """A part of a generation as it streams; the last one carries `finish_reason` and `usage`."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    logprobs: list[TokenLogprob] | None = None
+
+
+class Completion(Record):
+    """A whole generation."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    usage: Usage
+    logprobs: list[TokenLogprob] | None = None
+
+
+def completion(pieces: Sequence[Piece]) -> Completion:
+    """The whole of a generation from all its pieces."""
+    last = pieces[-1]
+    assert last.finish_reason is not None
+    assert last.usage is not None
+    logprobs = [entry for piece in pieces for entry in piece.logprobs or ()]
+    return Completion(
+        text="".join(piece.text for piece in pieces),
+        token_ids=[token for piece in pieces for token in piece.token_ids],
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        logprobs=logprobs if last.logprobs is not None else None,
+    )

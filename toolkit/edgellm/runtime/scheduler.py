@@ -1,0 +1,346 @@
+"""Many generations over one batcher: each step feeds all of them in one native call.
+
+A thread of its own owns the batcher. Sequences that are decoding get one token each (and what they guess); what is
+left of a step goes to prompts, in chunks, so that a long prompt does not stall the others and a cancelled one ends with
+the step. Requests wait in a bounded queue in which owners take turns.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple, TypeVar
+
+from edgellm.errors import DeadlineError, EdgeLLMError
+from edgellm.protocols import Backend, Feed, Sampled
+from edgellm.runtime.fair_queue import FairQueue
+from edgellm.runtime.generation import Generation
+from edgellm.runtime.overflow import dropped_while_generating
+from edgellm.runtime.prefix_cache import Key, PrefixCache
+from edgellm.runtime.speculation import Pace, PromptLookup, StepTimes
+
+T = TypeVar("T")
+MAX_QUEUE = 64
+# Tokens of prompts in one step, where nothing else is waiting for it, and where something is.
+CHUNK_TOKENS = 512
+LEAST_CHUNK_TOKENS = 32
+# A step that others wait for should not take longer than this.
+STEP_S = 0.15
+_SMOOTHING = 0.3
+
+
+class Counts(NamedTuple):
+    """What is going on now, and what happened since the start."""
+
+    n_active: int
+    n_queued: int
+    n_done: int
+    n_cancelled: int
+    n_failed: int
+    n_steps: int
+    busy_sequences: int
+    saved_bytes: int
+
+
+class Scheduler:
+    """Runs generations until it is closed.
+
+    Args:
+        n_sequences: generations at once; each has `context` tokens of its own.
+        max_queue: requests that may wait.
+        cache_bytes: budget for prefixes that are kept outside the sequences.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        n_sequences: int,
+        context: int,
+        max_queue: int = MAX_QUEUE,
+        cache_bytes: int = 0,
+    ) -> None:
+        self._backend = backend
+        self._batcher = backend.open(n_sequences=n_sequences, context=context)
+        can = backend.capabilities
+        self._can = can
+        self.cache = PrefixCache(
+            self._batcher, max_saved_bytes=cache_bytes, can_truncate=can.can_truncate, can_copy=can.can_copy
+        )
+        self.context = context
+        self._queue: FairQueue[Generation] = FairQueue(max_queue)
+        self._active: list[Generation] = []
+        self._idle = list(range(n_sequences))
+        self._errands: deque[Callable[[], None]] = deque()
+        self._times = StepTimes()
+        self._prefill_s_per_token = 0.0
+        self._wake = threading.Condition()
+        self._closing = False
+        self._n_done = self._n_cancelled = self._n_failed = self._n_steps = 0
+        self._thread = threading.Thread(target=self._run, name="edgellm-scheduler", daemon=True)
+        self._thread.start()
+
+    def submit(self, generation: Generation) -> None:
+        """Put it in line.
+
+        Raises:
+            QueueFullError: as many as allowed wait already.  RuntimeError: closed.
+        """
+        with self._wake:
+            self._check_open()
+            self._queue.put(generation.request.owner, generation)
+            self._wake.notify()
+
+    def wake(self) -> None:
+        """Something changed that the thread should look at."""
+        with self._wake:
+            self._wake.notify()
+
+    def call(self, errand: Callable[[], T]) -> T:
+        """Run a function between two steps, in the thread that owns the batcher.
+
+        Raises:
+            RuntimeError: closed.  Whatever the function raises.
+        """
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(errand())
+            except BaseException as err:  # it belongs to the caller
+                done.set_exception(err)
+
+        with self._wake:
+            self._check_open()
+            self._errands.append(run)
+            self._wake.notify()
+        return done.result()
+
+    def counts(self) -> Counts:
+        """What is going on."""
+        with self._wake:
+            return Counts(
+                len(self._active), len(self._queue), self._n_done, self._n_cancelled, self._n_failed, self._n_steps,
+                self._batcher.n_sequences - len(self._idle), self.cache.saved.n_bytes,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """End all generations and release the batcher; safe to call twice, from any thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise RuntimeError("this model is closed")
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._end_what_is_over()
+                self._admit()
+                feeding = self._plan()
+                if feeding:
+                    self._step(feeding)
+        except BaseException as err:  # a bug of ours: nobody may wait for ever
+            self._end_all(err)
+            raise
+        finally:
+            with self._wake:
+                self._closing = True
+            self._end_all(RuntimeError("this model is closed"))
+            self._batcher.close()
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; False when it is over."""
+        with self._wake:
+            while not self._closing:
+                if self._errands:
+                    break
+                if any(g.ticket.cancelled for g in self._queue) or any(
+                    g.ticket.cancelled or not g.ticket.is_stalled for g in self._active
+                ):
+                    break
+                if self._queue and self._idle:
+                    break
+                timeout_s = self._until_deadline()
+                if timeout_s is not None and timeout_s <= 0:
+                    break
+                self._wake.wait(timeout_s)
+            errands = list(self._errands)
+            self._errands.clear()
+            closing = self._closing
+        for errand in errands:
+            errand()
+        return not closing
+
+    def _until_deadline(self) -> float | None:
+        deadlines = [g.deadline_s for g in (*self._queue, *self._active) if g.deadline_s is not None]
+        return min(deadlines) - time.perf_counter() if deadlines else None
+
+    def _end_what_is_over(self) -> None:
+        """Take out what was cancelled or is too late, waiting or running."""
+        now_s = time.perf_counter()
+        with self._wake:
+            waiting = [g for g in self._queue if _is_over(g, now_s)]
+            for generation in waiting:
+                self._queue.remove(generation)
+        for generation in waiting:
+            self._refuse(generation, now_s)
+        for generation in [g for g in self._active if _is_over(g, now_s)]:
+            self._leave(generation)
+            self._refuse(generation, now_s)
+
+    def _refuse(self, generation: Generation, now_s: float) -> None:
+        if generation.ticket.cancelled:
+            self._n_cancelled += 1
+            return
+        self._n_failed += 1
+        started_s = (generation.deadline_s or now_s) - (generation.request.deadline_s or 0)
+        generation.ticket.put(
+            DeadlineError(
+                f"not done after {now_s - started_s:.1f} s, its deadline was {generation.request.deadline_s:g} s",
+                hint="allow more time, or ask for fewer tokens",
+            )
+        )
+
+    def _admit(self) -> None:
+        while self._idle:
+            with self._wake:
+                if not self._queue:
+                    return
+                generation = self._queue.pop()
+            request = generation.request
+            key = Key(request.owner, generation.adapters)
+            try:
+                sequence, n_cached = self.cache.take(
+                    key, generation.ids, self._idle, reuse=request.cache_prompt
+                )
+                self._batcher.reset_sampler(sequence)
+            except EdgeLLMError as err:
+                self._n_failed += 1
+                generation.ticket.put(err)
+                continue
+            room = self.context - len(generation.ids)
+            if request.overflow == "shift":
+                room = max(room, request.max_tokens or 1 << 20)
+            generation.admit(sequence, n_cached, min(request.max_tokens or room, room))
+            if request.speculate and self._can.can_truncate and request.top_logprobs is None:
+                generation.drafter, generation.pace = PromptLookup(), Pace(self._times)
+            self._idle.remove(sequence)
+            self._active.append(generation)
+
+    def _plan(self) -> list[tuple[Generation, Feed]]:
+        """What each generation feeds in this step."""
+        feeding, prompts = [], []
+        for generation in self._active:
+            if generation.ticket.is_stalled:
+                continue
+            if generation.n_to_feed > 1 or not generation.is_decoding:
+                prompts.append(generation)
+                continue
+            self._make_room(generation)
+            feeding.append((generation, self._fitted(generation.next_feed(1))))
+        left = self._chunk_tokens(bool(feeding))
+        for generation in prompts:
+            if left <= 0:
+                break
+            feed = generation.next_feed(left)
+            left -= len(feed.tokens)
+            feeding.append((generation, feed))
+        return feeding
+
+    def _fitted(self, feed: Feed) -> Feed:
+        """A draft ends where the context does."""
+        room = self.context - self._batcher.length(feed.sequence) - len(feed.tokens)
+        if len(feed.draft) <= room:
+            return feed
+        return Feed(
+            sequence=feed.sequence, tokens=feed.tokens, sampling=feed.sampling, want=feed.want,
+            draft=feed.draft[:room], constraint=feed.constraint, adapters=feed.adapters,
+        )  # fmt: skip
+
+    def _chunk_tokens(self, others_wait: bool) -> int:
+        if not others_wait or not self._prefill_s_per_token:
+            return CHUNK_TOKENS
+        fits = int(STEP_S / self._prefill_s_per_token)
+        return min(CHUNK_TOKENS, max(LEAST_CHUNK_TOKENS, fits // LEAST_CHUNK_TOKENS * LEAST_CHUNK_TOKENS))
+
+    def _make_room(self, generation: Generation) -> None:
+        """Where the context is full and the request allows it, drop the oldest tokens."""
+        sequence = generation.sequence
+        if generation.request.overflow != "shift" or self._batcher.length(sequence) < self.context:
+            return
+        tokens = self._batcher.tokens(sequence)
+        n_keep = min(max(generation.request.keep_tokens, 1), len(tokens) - 2)
+        n_drop = dropped_while_generating(tokens, n_keep)
+        generation.n_dropped += n_drop
+        if self._can.can_shift:
+            self._batcher.shift(sequence, n_keep, n_drop)
+            return
+        kept = [*tokens[:n_keep], *tokens[n_keep + n_drop :]]
+        self._batcher.free(sequence)
+        generation.refeed(kept)
+
+    def _step(self, feeding: Sequence[tuple[Generation, Feed]]) -> None:
+        feeds = [feed for _, feed in feeding]
+        started_s = time.perf_counter()
+        try:
+            results = self._batcher.step(feeds)
+        except Exception as err:
+            self._fail(feeding, err)
+            return
+        self._n_steps += 1
+        self._note_time(feeds, time.perf_counter() - started_s)
+        for (generation, feed), sampled in zip(feeding, results, strict=True):
+            self._take(generation, feed, sampled)
+
+    def _take(self, generation: Generation, feed: Feed, sampled: Sampled) -> None:
+        if generation.take(feed, sampled):
+            self._n_done += 1
+            self._leave(generation)
+
+    def _note_time(self, feeds: Sequence[Feed], seconds: float) -> None:
+        if len(feeds) == 1:
+            n_tokens = len(feeds[0].tokens) + len(feeds[0].draft)
+            if feeds[0].sampling is not None and len(feeds[0].tokens) == 1:
+                self._times.note(n_tokens, seconds)
+        n_fed = sum(len(feed.tokens) for feed in feeds)
+        if n_fed >= LEAST_CHUNK_TOKENS:
+            per_token = seconds / n_fed
+            known = self._prefill_s_per_token
+            self._prefill_s_per_token = known + _SMOOTHING * (per_token - known) if known else per_token
+
+    def _leave(self, generation: Generation) -> None:
+        """Its sequence is free for others, and keeps its tokens for those that begin alike."""
+        self._active.remove(generation)
+        self._idle.append(generation.sequence)
+        self.cache.release(generation.sequence, keep=True)
+
+    def _fail(self, feeding: Sequence[tuple[Generation, Feed]], err: Exception) -> None:
+        """A step failed: its generations end with the error, and their caches are not trusted any more."""
+        for generation, _ in feeding:
+            self._n_failed += 1
+            self._active.remove(generation)
+            self._idle.append(generation.sequence)
+            self.cache.forget(generation.sequence)
+            generation.ticket.put(err)
+
+    def _end_all(self, err: BaseException) -> None:
+        with self._wake:
+            waiting = list(self._queue)
+            for generation in waiting:
+                self._queue.remove(generation)
+        for generation in (*waiting, *self._active):
+            generation.ticket.put(err)
+        self._active.clear()
+
+
+def _is_over(generation: Generation, now_s: float) -> bool:
+    late = generation.deadline_s is not None and now_s >= generation.deadline_s
+    return generation.ticket.cancelled or late

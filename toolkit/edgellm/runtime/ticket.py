@@ -1,0 +1,68 @@
+"""The consumer's end of a generation: pieces as they come, and a way to stop."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+
+from edgellm.runtime.request import Piece
+
+# A consumer that leaves so many pieces unread is waited for.
+MAX_UNREAD = 4096
+
+
+class Ticket:
+    """Pieces of one generation, put by the engine and taken by one consumer; from any threads.
+
+    Args:
+        on_cancel: called once when the consumer gives up.
+        on_taken: called when the consumer has caught up with an engine that waits for it.
+    """
+
+    def __init__(self, on_cancel: Callable[[], None], on_taken: Callable[[], None]) -> None:
+        self._pieces: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
+        self._on_cancel, self._on_taken = on_cancel, on_taken
+        self._listener: Callable[[], None] | None = None
+        self.cancelled = False
+        self.done = False
+        self._stalled = False
+
+    def put(self, piece: Piece | BaseException) -> None:
+        """Hand out a piece, or the error that ends the generation."""
+        self._pieces.put(piece)
+        if self._listener is not None:
+            self._listener()
+
+    def take(self, timeout_s: float | None = None) -> Piece:
+        """The next piece.
+
+        Raises:
+            queue.Empty: none came in time.  EdgeLLMError, RuntimeError: what ended the generation.
+        """
+        found = self._pieces.get(timeout=timeout_s)
+        if self._stalled and self._pieces.empty():
+            self._on_taken()
+        if isinstance(found, BaseException):
+            self.done = True
+            raise found
+        self.done = found.finish_reason is not None
+        return found
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the engine should wait: too much lies unread, and the consumer has not caught up since."""
+        n_unread = self._pieces.qsize()
+        self._stalled = n_unread > 0 if self._stalled else n_unread > MAX_UNREAD
+        return self._stalled
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call this, from the engine's thread, whenever something was put."""
+        self._listener = listener
+        if not self._pieces.empty():
+            listener()
+
+    def cancel(self) -> None:
+        """Stop the generation; safe to call at any time."""
+        if not self.cancelled and not self.done:
+            self.cancelled = True
+            self._on_cancel()
