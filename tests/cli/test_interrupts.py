@@ -233,3 +233,34 @@ def test_leftovers_of_a_living_process_are_not_removed(tmp_path: Path) -> None:
     mine.mkdir()
     succeed("convert", "builtin:smollm2", "--quant", "Q8_0", "-o", tmp_path / "out")
     assert mine.is_dir()
+
+
+WAITS_FOR_EVER = """
+import signal, sys, threading
+from edgellm import api
+import importlib
+main = importlib.import_module("edgellm.cli.main")
+
+def stuck(*_, **__):
+    try:
+        print("ready", flush=True)
+        signal.pause()
+    finally:
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
+
+main.STUCK_S = 1
+api.convert = api.plan_conversion = stuck
+sys.exit(main.run(["convert", "anything"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_lock_that_nobody_releases_does_not_keep_the_process(number: signal.Signals) -> None:
+    child = subprocess.Popen([EDGELLM[0], "-c", WAITS_FOR_EVER], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    with child.stdout:
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        assert child.wait(timeout=60) == STOPPED[number]

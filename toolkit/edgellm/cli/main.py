@@ -18,6 +18,9 @@ from edgellm import __version__
 from edgellm.cli.common import printable
 from edgellm.errors import EXIT_INTERRUPTED, EXIT_USAGE, EdgeLLMError, OutputError
 
+# After Ctrl-C or SIGTERM; removing what was begun takes a second or two.
+STUCK_S = 20
+
 COMMANDS = {
     "demo": "The whole story on this machine, offline, with the embedded model.",
     "targets": "Devices that models can be converted for.",
@@ -96,6 +99,7 @@ def run(argv: Sequence[str]) -> int:
         ValueError
     ):  # not in the main thread: an embedding program keeps its own handler
         signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGINT, _interrupt)
     as_json = "--json" in argv or (bool(argv) and argv[0] in HIDDEN)
     try:
         _check_text(argv)
@@ -193,4 +197,21 @@ def _check_text(argv: Sequence[str]) -> None:
 
 
 def _terminate(number: int, _: FrameType | None) -> None:
+    _end_within(STUCK_S, 128 + number)
     raise SystemExit(128 + number)
+
+
+def _interrupt(_number: int, _: FrameType | None) -> None:
+    _end_within(STUCK_S, EXIT_INTERRUPTED)
+    raise KeyboardInterrupt
+
+
+def _end_within(seconds: int, code: int) -> None:
+    """Leave the process after this time, whatever it waits for.
+
+    An exception that strikes inside the standard library can leave a lock taken, for which another thread then waits
+    for ever. What lies half-written is in staging directories, which the next run sweeps.
+    """
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
+        signal.alarm(seconds)
