@@ -26,7 +26,7 @@ def watch(event, args):
         seen = f"{event} {args[1]}"
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
         seen = f"{event} {args[0]}"
-    elif event == "open" and isinstance(args[0], str) and "evil" in args[0] and ".py" in args[0]:
+    elif event == "open" and isinstance(args[0], str) and "evil" in args[0]:
         seen = f"open {args[0]}"
     elif event == "import" and "evil" in args[0]:
         seen = f"import {args[0]}"
@@ -88,6 +88,22 @@ def test_the_watch_sees_what_it_should(hostile: Path, watched: Path, tmp_path: P
     for event in ("socket.getaddrinfo 127.0.0.1", "socket.connect", "import evil_modeling", "open /"):
         assert event in seen
     assert (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_outside_of_the_directory_is_not_opened(tmp_path: Path, watched: Path, link: bool) -> None:
+    model = write_tiny_llama(tmp_path / "model", n_shards=2)
+    shard = model / "model-00002-of-00002.safetensors"
+    shard.rename(tmp_path / "evil.safetensors")
+    if link:
+        shard.symlink_to(tmp_path / "evil.safetensors")
+    else:
+        index = model / "model.safetensors.index.json"
+        index.write_text(index.read_text().replace(shard.name, "../evil.safetensors"))
+    done = edgellm("convert", model, "-o", tmp_path / "out")
+    assert done.returncode == 65
+    assert "escapes the model directory" in done.stderr
+    assert set(watched.read_text().splitlines()) == {f"watching {sys.prefix}"}
 
 
 @pytest.mark.parametrize("engine", ["gguf", "transformers"])

@@ -102,6 +102,16 @@ def test_another_alignment_is_not_promised(tmp_path: Path) -> None:
         assert content[place.offset : place.offset + place.n_bytes] == values.tobytes()
 
 
+@pytest.mark.parametrize("n_bytes", [0, 1, 100])
+def test_bytes_behind_the_last_tensor_are_named(tmp_path: Path, n_bytes: int) -> None:
+    path = gguf_files.write_model(tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes() + bytes(n_bytes))
+    notes = from_gguf(open_checkpoint(path)).notes
+    assert notes == (
+        (f"{n_bytes} bytes behind the last tensor of the source are left out",) if n_bytes else ()
+    )
+
+
 def test_the_parts_of_a_split_leave_no_trace(tmp_path: Path) -> None:
     path = gguf_files.write_model(
         tmp_path / "m.gguf", metadata={"split.count": ("UINT16", 1), "split.no": ("UINT16", 0)}

@@ -57,9 +57,17 @@ def test_a_head_beside_a_tied_embedding_is_named(tmp_path: Path) -> None:
     assert source.notes == ("lm_head.weight is not used: config.json ties the output head to the embedding",)
 
 
-@pytest.mark.parametrize(
-    "name", ["model.layers.2.mlp.up_proj.weight", "score.weight", "model.layers.0.mlp.up_proj.weight_scale"]
-)
+@pytest.mark.parametrize("layer", [2, 10, 999999])
+def test_a_layer_more_than_the_configuration_has_is_refused(tmp_path: Path, layer: int) -> None:
+    """As with multi-token prediction, or a configuration of another size."""
+    name = f"model.layers.{layer}.mlp.up_proj.weight"
+    with pytest.raises(
+        BadInputError, match=f"'{name}' is of layer {layer}, config.json implies layers 0 to 1"
+    ):
+        read(tmp_path, {}, **{name: np.ones((96, 64), dtype=np.float32)})
+
+
+@pytest.mark.parametrize("name", ["score.weight", "model.layers.0.mlp.up_proj.weight_scale"])
 def test_a_tensor_that_the_family_does_not_know_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"tensor '{name}' is not part of a llama model of 2 layers"):
         read(tmp_path, {}, **{name: np.ones((96, 64), dtype=np.float32)})

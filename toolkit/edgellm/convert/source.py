@@ -186,7 +186,14 @@ def from_gguf(checkpoint: Checkpoint) -> Source:
     # The writer aligns by the default, and writes one file.
     kept = {k: v for k, v in file.metadata.items() if k != "general.alignment" and not k.startswith("split.")}
     header = {key: _carry(value) for key, value in kept.items()}
-    return Source(checkpoint, shape, tensors, header)
+    return Source(checkpoint, shape, tensors, header, _trailing(file))
+
+
+def _trailing(file: gguf.GGUFFile) -> tuple[str, ...]:
+    """A note on bytes behind the last tensor and its padding."""
+    end = max((t.offset + t.n_bytes for t in file.tensors.values()), default=file.data_offset)
+    n_bytes = file.file_bytes - (end + -(end - file.data_offset) % file.alignment)
+    return (f"{n_bytes} bytes behind the last tensor of the source are left out",) if n_bytes > 0 else ()
 
 
 def in_file_order(tensors: list[PlannedTensor]) -> tuple[PlannedTensor, ...]:

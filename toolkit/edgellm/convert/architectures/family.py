@@ -7,6 +7,7 @@ hyper-parameters. Every number is bounded, and every shape is checked against th
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 from edgellm.checkpoint import Checkpoint, SourceTensor
@@ -226,6 +227,12 @@ class Family:
             return BadInputError(
                 f"{tensor.path}: tensor {tensor.name!r} is there, and by config.json the model has none",
                 hint="set the key that announces it (such as attention_bias) where the model uses it, or remove it",
+            )
+        layer = re.match(re.escape(self.layer_prefix) + "([0-9]{1,6})", self.bare(tensor.name))
+        if layer and int(layer[1]) >= hyper.n_layers:
+            return BadInputError(
+                f"{tensor.path}: tensor {tensor.name!r} is of layer {int(layer[1])}, config.json implies layers 0 to "
+                f"{hyper.n_layers - 1}"
             )
         return UnsupportedError(
             f"{tensor.path}: tensor {tensor.name!r} is not part of a {self.architecture} model of {hyper.n_layers} layers",
