@@ -85,3 +85,11 @@ def test_a_type_that_rows_cannot_have_comes_with_those_they_can(tmp_path: Path) 
     named = str(caught.value.hint).removeprefix("its rows can be ").split(", ")
     assert {"F16", "Q8_0", "Q4_0"} <= set(named) <= set(mixture.TENSOR_TYPES)
     assert "Q4_K" not in named
+
+
+@pytest.mark.parametrize("context", [0, 257])
+def test_a_context_out_of_bounds_says_which_are_allowed(tmp_path: Path, context: int) -> None:
+    made = api.convert(write_tiny_llama(tmp_path / "m"), quant="Q8_0", output=tmp_path / "out", target="rpi5")
+    with pytest.raises(SpecError, match=f"context {context} is outside 1 to 256") as caught:
+        api.load(made.path, context=context)
+    assert caught.value.hint == "use --context 256 or less"

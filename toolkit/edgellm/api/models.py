@@ -269,7 +269,8 @@ def context_for(opened: Artifact, asked: int | None) -> int:
     if asked is not None:
         if not 1 <= asked <= trained:
             raise SpecError(
-                f"context {asked} is outside 1 to {trained}, what {opened.manifest.model} was trained for"
+                f"context {asked} is outside 1 to {trained}, what {opened.manifest.model} was trained for",
+                hint=f"use --context {trained} or less",
             )
         return asked
     recipe = opened.manifest.recipe
@@ -285,5 +286,8 @@ def open_backend(path: Path, options: LlamaOptions) -> LlamaModel:
     file = gguf.read_gguf(path)
     gguf_vocab.validate_vocab(file)
     if not gguf_vocab.has_vocab(file):
-        raise UnsupportedError(f"{path}: has no vocabulary, so it cannot turn text into tokens")
+        raise UnsupportedError(
+            f"{path}: has no vocabulary, so it cannot turn text into tokens",
+            hint="convert the model it was made from, with its tokenizer",
+        )
     return LlamaModel(path, options)
