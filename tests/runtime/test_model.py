@@ -12,36 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.errors import BackendError, ContextOverflowError, SpecError
-from edgellm.runtime.engine import LocalEngine
 from edgellm.runtime.model import Model
 from edgellm.runtime.request import Completion, Piece
-from tests.samples import make_manifest
-from tests.support.fake_backend import BOS, END, FakeBackend, FakeBatcher
+from tests.runtime.engines import batcher_of, fed, make
+from tests.support.fake_backend import BOS, END, FakeBackend
 
 NAMED = r"(max_tokens|temperature|top_|min_p|penalty|seed|stop|deadline|keep|bias|option)"
 HELLO = [{"role": "user", "content": "Hello"}]
-
-
-def make(
-    script: bytes | None = b"an answer", *, context: int = 256, parallel: int = 1, **options: Any
-) -> Model:
-    manifest = make_manifest()
-    engine = LocalEngine(
-        FakeBackend(script, **options), name=manifest.model, context=context, parallel=parallel
-    )
-    return Model(engine, manifest)
-
-
-def batcher_of(model: Model) -> FakeBatcher:
-    engine = model._engine
-    assert isinstance(engine, LocalEngine)
-    backend = engine._backend
-    assert isinstance(backend, FakeBackend)
-    return backend.batchers[0]
-
-
-def fed(model: Model) -> list[list[int]]:
-    return [list(feed.tokens) for feed in batcher_of(model).feeds]
 
 
 def fail_at_first(pieces: Iterator[Piece]) -> None:

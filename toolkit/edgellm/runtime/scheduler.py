@@ -284,7 +284,7 @@ class Scheduler:
             self._batcher.shift(sequence, n_keep, n_drop)
             return
         kept = [*tokens[:n_keep], *tokens[n_keep + n_drop :]]
-        self._batcher.free(sequence)
+        self._batcher.truncate(sequence, 0)  # unlike `free` it leaves the sampler where it was
         generation.refeed(kept)
 
     def _step(self, feeding: Sequence[tuple[Generation, Feed]]) -> None:

@@ -1,0 +1,240 @@
+"""Many generations at once: nobody is mixed up, kept waiting for ever, or left over."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from edgellm.errors import DeadlineError, QueueFullError
+from edgellm.runtime.model import Model
+from edgellm.runtime.scheduler import CHUNK_TOKENS
+from tests.runtime.engines import batcher_of, make
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def slow_down(model: Model, seconds: float = 0.002) -> None:
+    batcher_of(model).before_step = lambda: time.sleep(seconds)
+
+
+def test_side_by_side_equals_one_by_one() -> None:
+    prompts = [f"prompt number {i} " + "x" * i for i in range(12)]
+    with make(None, parallel=1) as alone:
+        expected = [alone.generate(p, max_tokens=20, seed=i).token_ids for i, p in enumerate(prompts)]
+    with make(None, parallel=4) as model:
+        streams = [model.stream(p, max_tokens=20, seed=i) for i, p in enumerate(prompts)]
+        found = [[token for piece in stream for token in piece.token_ids] for stream in streams]
+        assert found == expected
+        counts = model.counts()
+        assert (counts.n_done, counts.n_active, counts.busy_sequences) == (12, 0, 0)
+        assert counts.n_steps < 12 * 21
+
+
+def test_each_step_feeds_every_sequence_once() -> None:
+    with make(b"x" * 30, parallel=3) as model:
+        gate = threading.Event()
+        batcher_of(model).before_step = lambda: gate.wait() and None
+        streams = [model.stream(f"prompt {i}", temperature=0) for i in range(3)]
+        wait_until(lambda: model.counts().n_active >= 1)
+        gate.set()
+        for stream in streams:
+            list(stream)
+        assert model.counts().n_steps <= 31 + 2
+
+
+def test_a_long_prompt_is_fed_in_chunks_between_the_tokens_of_others() -> None:
+    with make(b"x" * 4000, parallel=2, context=8192) as model:
+        slow_down(model)
+        talking = model.stream("hello", temperature=0, max_tokens=3000)
+        next(talking)
+        n_before = len(batcher_of(model).feeds)
+        long = model.stream("y" * 4000, temperature=0, max_tokens=1, cache_prompt=False)
+        list(long)
+        feeds = batcher_of(model).feeds[n_before:]
+        chunks = [len(feed.tokens) for feed in feeds if feed.sequence == 1]
+        assert sum(chunks) == 4001
+        assert max(chunks) <= CHUNK_TOKENS
+        between = [feed.sequence for feed in feeds if len(feed.tokens) > 1 or feed.sequence == 0]
+        assert between.count(0) >= len(chunks) - 1
+        talking.close()
+
+
+def test_a_cancelled_one_ends_with_the_step_and_its_place_is_taken() -> None:
+    with make(b"x" * 200) as model:
+        slow_down(model)
+        stream = model.stream("ab", temperature=0)
+        waiting = model.stream("cd", temperature=0, max_tokens=1)
+        next(stream)
+        stream.close()
+        n_steps = model.counts().n_steps
+        assert list(waiting)[-1].finish_reason == "length"
+        assert model.counts().n_steps <= n_steps + 3
+        assert model.counts().n_cancelled == 1
+
+
+def test_one_that_waits_can_be_cancelled() -> None:
+    with make(b"x" * 100) as model:
+        slow_down(model)
+        stream = model.stream("ab", temperature=0)
+        waiting = [model.stream("cd", temperature=0) for _ in range(3)]
+        for one in waiting:
+            one.close()
+        wait_until(lambda: model.counts().n_cancelled == 3)
+        assert "".join(piece.text for piece in stream) == "x" * 100
+        assert model.counts().n_done == 1
+
+
+@pytest.mark.parametrize("n_before", [0, 1])
+def test_a_deadline_ends_it_waiting_or_running(n_before: int) -> None:
+    with make(b"x" * 5000, context=8192) as model:
+        slow_down(model)
+        others = [model.stream("ab", temperature=0) for _ in range(n_before)]
+        with pytest.raises(DeadlineError, match=r"deadline was 0\.1 s"):
+            model.generate("cd", temperature=0, deadline_s=0.1)
+        assert model.counts().n_failed == 1
+        for other in others:
+            other.close()
+        wait_until(lambda: model.counts().busy_sequences == 0)
+
+
+def test_more_than_may_wait_are_refused_and_the_others_served() -> None:
+    with make(b"x" * 50, max_queue=3) as model:
+        gate = threading.Event()
+        batcher_of(model).before_step = lambda: gate.wait() and None
+        running = model.stream("ab", temperature=0)
+        wait_until(lambda: model.counts().n_active == 1)
+        waiting = [model.stream("cd", temperature=0, max_tokens=1) for _ in range(3)]
+        with pytest.raises(QueueFullError, match="3 requests are waiting"):
+            model.stream("ef")
+        gate.set()
+        for stream in (running, *waiting):
+            assert list(stream)[-1].finish_reason
+
+
+def test_owners_take_turns() -> None:
+    with make(b"x") as model:
+        gate = threading.Event()
+        batcher_of(model).before_step = lambda: gate.wait() and None
+        streams = [
+            model.stream(name, owner=name[0], temperature=0, cache_prompt=False)
+            for name in ("a1", "a2", "a3", "a4", "b1", "b2")
+        ]
+        gate.set()
+        for stream in streams:
+            list(stream)
+        fed = ["".join(map(chr, f.tokens[1:])) for f in batcher_of(model).feeds if len(f.tokens) == 3]
+        # The first may be taken before the others stand in line.
+        assert fed in (["a1", "a2", "b1", "a3", "b2", "a4"], ["a1", "b1", "a2", "b2", "a3", "a4"])
+
+
+def test_a_consumer_that_does_not_read_is_waited_for() -> None:
+    with make(b"x" * 20000, context=30000) as model:
+        stream = model.stream("ab", temperature=0, speculate=False)
+        wait_until(lambda: model.counts().n_steps > 4000)
+        time.sleep(0.2)
+        stalled_at = model.counts().n_steps
+        assert stalled_at < 4200
+        time.sleep(0.2)
+        assert model.counts().n_steps == stalled_at
+        assert sum(len(piece.text) for piece in stream) == 20000
+
+
+def test_a_thousand_that_leave_in_every_way_leave_nothing_behind() -> None:
+    rng = random.Random(11)
+    with make(None, parallel=4, max_queue=2000, cache_bytes=1 << 16) as model:
+        held = []
+        for i in range(1000):
+            way = rng.randrange(5)
+            options = {"max_tokens": rng.randint(1, 12), "seed": i, "owner": rng.choice("abc")}
+            if way == 0:
+                options["deadline_s"] = rng.choice([1e-6, 0.002, 0.05])
+            stream = model.stream("p" * rng.randint(1, 40), **options)  # type: ignore[arg-type]
+            if way == 1:
+                stream.close()
+            elif way == 2:
+                del stream
+            elif way == 3:
+                for _ in zip(range(rng.randint(1, 4)), stream, strict=False):
+                    pass
+                stream.close()
+            else:
+                held.append(stream)
+        n_errors = 0
+        for stream in held:
+            try:
+                assert list(stream)[-1].finish_reason
+            except DeadlineError:
+                n_errors += 1
+        wait_until(lambda: model.counts().n_active == model.counts().n_queued == 0)
+        counts = model.counts()
+        assert counts.busy_sequences == 0
+        assert counts.n_done + counts.n_cancelled + counts.n_failed == 1000
+        assert counts.n_failed == n_errors
+        assert model.generate("ab", max_tokens=3, seed=1).token_ids
+
+
+def test_asyncio_streams_side_by_side_and_cancelling_a_task_stops_it() -> None:
+    async def story(model: Model) -> None:
+        texts = await asyncio.gather(*(model.agenerate(f"p{i}", max_tokens=9, seed=i) for i in range(6)))
+        with make(None) as alone:
+            assert [t.text for t in texts] == [
+                alone.generate(f"p{i}", max_tokens=9, seed=i).text for i in range(6)
+            ]
+
+        async def read() -> None:
+            async for _ in model.astream("endless", overflow="shift", temperature=0):
+                pass
+
+        task = asyncio.create_task(read())
+        while not model.counts().n_active:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while model.counts().busy_sequences:
+            await asyncio.sleep(0.001)
+
+    with make(None, parallel=3) as model:
+        asyncio.run(story(model))
+        assert model.counts().n_cancelled == 1
+
+
+def test_logprobs_are_of_what_was_drawn() -> None:
+    with make(None) as model:
+        done = model.generate("ab", max_tokens=5, temperature=0, top_logprobs=3)
+        plain = model.generate("ab", max_tokens=5, temperature=0)
+    assert done.token_ids == plain.token_ids
+    assert plain.logprobs is None
+    assert done.logprobs is not None
+    assert [entry.token_id for entry in done.logprobs] == done.token_ids
+    for entry in done.logprobs:
+        assert entry.top[0] == (entry.token_id, entry.logprob)
+        assert len(entry.top) == 3
+        assert sorted((p for _, p in entry.top), reverse=True) == [p for _, p in entry.top]
+        assert entry.logprob < 0
+
+
+def test_guesses_change_no_token() -> None:
+    text = "one two three four five six seven one two three four five six seven one two three"
+    for seed in range(4):
+        with make(None) as model, make(None) as plain:
+            options = {"max_tokens": 60, "seed": seed, "top_k": 2, "temperature": 0.2}
+            fast = model.generate(text, **options)  # type: ignore[arg-type]
+            slow = plain.generate(text, **options, speculate=False)  # type: ignore[arg-type]
+            assert fast.token_ids == slow.token_ids
+            assert slow.usage.drafted_tokens == 0
+    with make(b"one two three four five six seven", context=512) as model:
+        done = model.generate(text, temperature=0)
+        assert done.text == "one two three four five six seven"
+        assert done.usage.accepted_tokens > 10
+        assert done.usage.drafted_tokens >= done.usage.accepted_tokens

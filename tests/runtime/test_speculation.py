@@ -1,0 +1,70 @@
+"""Guesses come from the text itself, and stop where they do not pay."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgellm.runtime.speculation import MAX_DRAFT, Pace, PromptLookup, StepTimes
+
+
+def test_what_followed_the_same_words_is_guessed() -> None:
+    lookup = PromptLookup()
+    lookup.extend([1, 2, 3, 4, 5, 6, 9, 1, 2])
+    assert lookup.guess(3) == [3, 4, 5]
+    assert lookup.guess(20) == [3, 4, 5, 6, 9, 1, 2]
+    lookup.extend([7])
+    assert lookup.guess(3) == []
+
+
+def test_the_latest_and_longest_match_wins() -> None:
+    lookup = PromptLookup()
+    lookup.extend([8, 1, 2, 10, 9, 1, 2, 11, 8, 1, 2])
+    assert lookup.guess(1) == [10]
+    lookup.extend([12, 1, 2])
+    assert lookup.guess(1) == [12]
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 20))
+def test_guesses_are_a_part_of_the_text(tokens: list[int], n_tokens: int) -> None:
+    lookup = PromptLookup()
+    for i in range(0, len(tokens), 7):
+        lookup.extend(tokens[i : i + 7])
+    guess = lookup.guess(n_tokens)
+    assert len(guess) <= n_tokens
+    places = range(len(tokens) - len(guess) + 1)
+    assert any(tokens[i : i + len(guess)] == guess for i in places)
+
+
+def pace(costs: dict[int, float]) -> Pace:
+    times = StepTimes()
+    for n_tokens, seconds in costs.items():
+        times.note(n_tokens, seconds)
+    return Pace(times)
+
+
+def test_right_guesses_make_longer_drafts_and_wrong_ones_end_them() -> None:
+    cheap = pace({1: 1.0, 2: 1.05, 5: 1.1, 17: 1.3})
+    before = cheap.length()
+    for _ in range(20):
+        cheap.note(before, before)
+    assert cheap.length() == MAX_DRAFT
+    for _ in range(20):
+        cheap.note(MAX_DRAFT, 0)
+    assert cheap.length() == 0
+    assert any(cheap.length() for _ in range(200))
+
+
+def test_steps_that_cost_as_much_as_their_tokens_are_not_guessed_for() -> None:
+    costly = pace({n: float(n) for n in range(1, MAX_DRAFT + 2)})
+    lengths = [costly.length() for _ in range(400)]
+    assert not any(lengths)
+
+
+def test_a_draft_of_which_all_was_right_says_more_than_its_first_token() -> None:
+    costs = {1: 1.0, 2: 1.3, 3: 1.5, 4: 1.7, 5: 1.9, 17: 4.0}
+    good, bad = pace(costs), pace(costs)
+    for _ in range(5):
+        good.note(4, 4)
+        bad.note(4, 1)
+    assert good.length() > bad.length()
