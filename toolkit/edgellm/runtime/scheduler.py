@@ -241,10 +241,11 @@ class Scheduler:
         for generation in self._active:
             if generation.ticket.is_stalled:
                 continue
+            if generation.is_decoding:
+                self._make_room(generation)
             if generation.n_to_feed > 1 or not generation.is_decoding:
                 prompts.append(generation)
                 continue
-            self._make_room(generation)
             feeding.append((generation, self._fitted(generation.next_feed(1))))
         left = self._chunk_tokens(bool(feeding))
         for generation in prompts:
