@@ -10,14 +10,15 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgellm.errors import BadInputError, SpecError
+from edgellm.errors import BadInputError
+from edgellm.runtime import tool_formats
+from edgellm.runtime import tools as tool_messages
+from edgellm.runtime.messages import MAX_MESSAGES, Message, check_messages, for_template
+
+__all__ = ["MAX_MESSAGES", "Message", "check_messages", "check_template", "render"]
 
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_RENDERED_CHARS = 1 << 24
-MAX_MESSAGES = 10_000
-ROLES = ("system", "user", "assistant", "tool", "developer")
-
-Message = Mapping[str, Any]
 
 
 def render(
@@ -27,14 +28,20 @@ def render(
     bos_token: str,
     eos_token: str,
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The prompt that the model's template makes of the messages.
+
+    Args:
+        tools: definitions of functions, as `tools.check_tools` gave them. Where the template does not show them to the
+            model, they go into the system message, with the wording of `tool_formats.instructions`.
 
     Raises:
         SpecError: messages that are no messages.  BadInputError: the template is broken, refuses, or explodes.
     """
     check_messages(messages)
     compiled = _compile(template)
+    shown, definitions = _prepared(template, messages, tools)
     from jinja2 import TemplateError
 
     from edgellm.runtime import sandbox
@@ -43,11 +50,11 @@ def render(
     try:
         with sandbox.budget():
             for piece in compiled.generate(
-                messages=[dict(m) for m in messages],
+                messages=shown,
                 bos_token=bos_token,
                 eos_token=eos_token,
                 add_generation_prompt=add_generation_prompt,
-                tools=None,
+                tools=definitions,
             ):
                 pieces.append(piece)
                 n_chars += len(piece)
@@ -73,26 +80,24 @@ def check_template(template: str) -> None:
     _compile(template)
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Refuse what is not a list of {"role": ..., "content": text}.
-
-    Raises:
-        SpecError: names the message and what is wrong with it.
-    """
-    if not messages:
-        raise SpecError("no messages", hint='give at least one {"role": "user", "content": "..."}')
-    if len(messages) > MAX_MESSAGES:
-        raise SpecError(f"{len(messages)} messages, at most {MAX_MESSAGES} are allowed")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise SpecError(
-                f"message {i} is {type(message).__name__}", hint='give {"role": "user", "content": "..."}'
-            )
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise SpecError(f"message {i}: role is {str(role)[:40]!r}", hint=f"one of: {', '.join(ROLES)}")
-        if not isinstance(content, str):
-            raise SpecError(f"message {i}: content is {type(content).__name__}, expected text")
+def _prepared(
+    template: str, messages: Sequence[Message], definitions: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]] | None]:
+    """Messages and tools as the template is given them."""
+    # A template that writes an object as JSON has tojson for it; without that it prints what it is given.
+    shown = for_template(messages, arguments_as_text="tojson" not in template)
+    if tool_formats.of_template(template).in_template:
+        return shown, list(definitions) or None
+    if definitions or any(m["role"] == "tool" or "tool_calls" in m for m in shown):
+        shown = for_template(messages, arguments_as_text=False)
+        shown = tool_messages.in_plain_messages(shown)
+    if definitions:
+        text = tool_formats.instructions(definitions)
+        if shown[0]["role"] in ("system", "developer"):
+            shown[0]["content"] = f"{shown[0]['content']}\n\n{text}".strip()
+        else:
+            shown.insert(0, {"role": "system", "content": text})
+    return shown, None
 
 
 @functools.lru_cache(maxsize=8)

@@ -310,6 +310,8 @@ def check_grammar(text: str, options: Mapping[str, Any]) -> str:
 def _with_checked_schemas(grammar: str, options: Mapping[str, Any]) -> str:
     check, pieces, end = SchemaCheck(), [], 0
     for n, found in enumerate(re.finditer(r"%json\b\s{0,99}", grammar), 1):
+        if found.start() < end:
+            continue  # inside the schema before
         what = f"%json number {n} of the grammar"
         try:
             schema, after = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(grammar, found.end())
