@@ -105,7 +105,9 @@ def test_the_end_of_the_context_is_a_length_finish(model: Model) -> None:
 def test_no_broken_character_in_the_middle_of_a_stream(model: Model, prompt: str) -> None:
     pieces = list(model.stream(prompt, max_tokens=24, temperature=1.2, seed=5))
     assert not any("\ufffd" in piece.text for piece in pieces[:-1])
-    data = b"".join(model._engine._backend.token_bytes(token) for piece in pieces for token in piece.token_ids)
+    data = b"".join(
+        model._engine._backend.token_bytes(token) for piece in pieces for token in piece.token_ids
+    )
     assert "".join(piece.text for piece in pieces) == data.decode("utf-8", errors="replace")
 
 
