@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_white_space_between_values_is_bounded(compiler: Constraints) -> None:
         r"\d{3}-\d{4}",
         "[^a]b?",
         "é{2}漢",
-        "(?i:yes)",
+        "(?i:no)",
         r"a\.b",
         "(a+)+b",
     ],
@@ -341,6 +342,39 @@ def test_a_tokenizer_that_changes_the_text_does_not_change_what_is_forced() -> N
     assert np.flatnonzero(logits == 0).tolist() == [ord("t")]
 
 
+def test_an_end_token_that_has_text_is_never_text() -> None:
+    """To the scheduler it ends the answer wherever it comes."""
+    backend = Odd(n_padding=0, ends=[ord("#")])
+    constraint = Constraints(backend).compile(ConstraintSpec(kind="regex", text="a[^b]c?"))
+    constraint.accept(ord("a"))
+    assert ord("#") not in allowed(constraint)
+    assert ord("x") in allowed(constraint)
+    constraint.accept(ord("x"))
+    assert sorted(allowed(constraint)) == [ord("#"), ord("c")]
+
+
+def test_a_text_that_the_vocabulary_cannot_write_is_an_error_where_it_ends() -> None:
+    constraint = Constraints(Odd(n_padding=0, ends=[ord("#")])).compile(
+        ConstraintSpec(kind="regex", text="a#b")
+    )
+    assert constraint.forced_tokens() == [ord("a")]
+    constraint.accept(ord("a"))
+    with pytest.raises(SpecError, match="no text that this model can write fits"):
+        allowed(constraint)
+
+
+def test_threads_compile_and_draw_side_by_side() -> None:
+    compiler = Constraints(FakeBackend())
+    specs = [CAT, *(schema_spec({"const": "x" * n}) for n in range(1, 6))]
+
+    def work(seed: int) -> list[bytes]:
+        return [random_text(compiler.compile(spec), seed) for spec in specs for _ in range(3)]
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(work, range(8)))
+    assert together == [work(seed) for seed in range(8)]
+
+
 def test_a_batcher_draws_what_fits_with_and_without_forced_drafts(compiler: Constraints) -> None:
     texts = []
     for with_drafts in (False, True):
@@ -383,7 +417,7 @@ def test_the_cache_is_bounded_in_number_and_bytes(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (schema_spec({"$ref": "#"}), "no text fits"),
+        (schema_spec({"$ref": "#"}), "no text that this model can write fits"),
         (schema_spec({"enum": []}), "Unsatisfiable"),
         (schema_spec({"type": "text"}), "Invalid type: text"),
         (schema_spec({"type": "string", "format": "address"}), "Unknown format: address"),
@@ -398,7 +432,7 @@ def test_the_cache_is_bounded_in_number_and_bytes(monkeypatch: pytest.MonkeyPatc
         (ConstraintSpec(kind="json_schema", text='{"title": "\\ud800"}'), "hex escape"),
         (ConstraintSpec(kind="json_object", text="{}"), "takes no text"),
         (ConstraintSpec(kind="grammar", text='start: missing "a"'), "missing"),
-        (ConstraintSpec(kind="grammar", text="start: start"), "no text fits"),
+        (ConstraintSpec(kind="grammar", text="start: start"), "no text that this model can write fits"),
         (ConstraintSpec(kind="grammar", text="start: <[999999]>"), "999999"),
         (ConstraintSpec(kind="grammar", text="hello"), "the grammar cannot be used"),
         (

@@ -128,7 +128,7 @@ class TokenConstraint:
         return forced
 
     def _error(self, before: str = "the constraint cannot go on: ") -> EdgeLLMError:
-        said = before + _first_line(self._matcher.get_error())
+        said = before + _reason(self._matcher)
         if "satisfy the grammar" in said or "panic" in said:
             return BackendError(said)
         return SpecError(said, hint="use a simpler schema or grammar")
@@ -205,12 +205,11 @@ class Constraints:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         what = _name(spec)
         if matcher.is_error():
-            raise SpecError(f"the {what} cannot be used: {_first_line(matcher.get_error())}")
+            raise SpecError(f"the {what} cannot be used: {_reason(matcher)}")
         trial = matcher.deep_copy()
         bits = trial.compute_bitmask()
         if trial.is_error() or (not trial.is_accepting() and not any(bits)):
-            reason = _first_line(trial.get_error())
-            raise SpecError(f"the {what} cannot be used: {_NO_TEXT.get(reason, reason)}")
+            raise SpecError(f"the {what} cannot be used: {_reason(trial)}")
         return matcher
 
 
@@ -218,9 +217,6 @@ def _name(spec: ConstraintSpec) -> str:
     return {"json_schema": "JSON schema", "json_object": "JSON object", "regex": "regular expression"}.get(
         spec.kind, spec.kind
     )
-
-
-_NO_TEXT = {"NoExtensionBias": "no text fits it", "NoExtension": "no text fits it", "": "no text fits it"}
 
 
 def _grammar(spec: ConstraintSpec) -> str:
@@ -252,9 +248,11 @@ def make_tokenizer(backend: Backend) -> Any:
     from llguidance import LLTokenizer
 
     n_vocab = backend.vocab_size
-    pieces = [backend.token_bytes(token) for token in range(n_vocab)]
-    special = [token for token, piece in enumerate(pieces) if not piece]
     ends = [token for token in range(n_vocab) if backend.is_end(token)]
+    pieces = [backend.token_bytes(token) for token in range(n_vocab)]
+    for token in ends:
+        pieces[token] = b""  # one that has text would end the answer in the middle
+    special = [token for token, piece in enumerate(pieces) if not piece]
     vocabulary = _Vocabulary(backend, pieces, special, ends)
     made = LLTokenizer(vocabulary, n_vocab=len(vocabulary.tokens), eos_token=vocabulary.ends)  # type: ignore[arg-type]
     vocabulary.greedy = made.greedy_tokenize
@@ -288,7 +286,20 @@ class _Vocabulary:
             ids = self._backend.tokenize(text, add_special=False, parse_special=False)
             if b"".join(self._pieces[token] for token in ids) == text.encode():
                 return ids
-        return list(self.greedy(text))
+        ids, rest = [], text.encode()
+        for token in self.greedy(text):  # which leaves out bytes that no token has
+            if not rest.startswith(self._pieces[token]):
+                break
+            rest = rest[len(self._pieces[token]) :]
+            ids.append(token)
+        return ids
+
+
+def _reason(matcher: Any) -> str:
+    said = _first_line(matcher.get_error())
+    return (
+        "no text that this model can write fits" if said in {"", "NoExtension", "NoExtensionBias"} else said
+    )
 
 
 def _first_line(said: str) -> str:
