@@ -251,3 +251,54 @@ def test_the_number_of_jobs_holds_for_every_step(
 def test_a_planned_json_has_the_warnings(wide: Path) -> None:
     done = edgellm("convert", wide, "--bpw", "32", "--target", "rpi5", "--dry-run", "--json")
     assert len(json.loads(done.stdout)["warnings"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"qunat": "Q4_0"}, TypeError),
+        ({"quant": 4}, TypeError),
+        ({"tensor_types": "ffn_down=Q6_K"}, TypeError),
+        ({"verify": "bogus"}, ValueError),
+        ({"verify": "quick", "engine": "bogus"}, ValueError),
+        ({"bpw": 0.0}, ValueError),
+        ({"bpw": float("nan")}, ValueError),
+        ({"max_bytes": 0}, ValueError),
+    ],
+    ids=str,
+)
+def test_wrong_use_from_python_is_refused(
+    wide: Path, tmp_path: Path, arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    for act in (api.plan_conversion, api.convert):
+        with pytest.raises(error, match=list(arguments)[-1]):
+            act(wide, target="rpi5", output=tmp_path / "out", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_a_conversion_without_a_thread_is_refused(wide: Path, tmp_path: Path, jobs: int) -> None:
+    with pytest.raises(ValueError, match="jobs"):
+        api.convert(wide, target="rpi5", output=tmp_path / "out", jobs=jobs)
+
+
+def test_paths_may_be_text(wide: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter")
+    (tmp_path / "text").write_text("Measure. " * 2000)
+    plan = api.plan_conversion(
+        wide, target="rpi5", output=str(tmp_path / "out"), lora=str(tmp_path / "adapter"), bpw=5.0,
+        calibration=str(tmp_path / "text"),
+    )  # fmt: skip
+    assert plan.adapter is not None
+
+
+@pytest.mark.parametrize("option", ["--imatrix", "--calibration"])
+def test_a_file_that_is_not_there_is_named_with_what_would_do(wide: Path, option: str) -> None:
+    said = refused(66, "convert", wide, option, "atuo", "--dry-run")
+    assert "atuo" in said[0]
+    assert said[1].startswith("hint: ")
+
+
+def test_two_budgets_are_one_too_many(wide: Path) -> None:
+    with pytest.raises(SpecError, match=r"two budgets: --max-bytes and --bpw"):
+        api.plan_conversion(wide, target="rpi5", bpw=5.0, max_bytes=1 << 20)

@@ -91,6 +91,15 @@ def test_a_budget_below_the_smallest_is_refused_without_running_anything(source:
         search.check_budget(source, max_bytes=1000, header_bytes=100)
 
 
+def test_what_would_fit_is_listed_by_size(source: Source) -> None:
+    with pytest.raises(SpecError) as caught:
+        search.check_budget(source, max_bytes=1000, header_bytes=100)
+    listed = (caught.value.hint or "").partition(": ")[2].split(", ")
+    sizes = [(float(entry.split()[1]), entry.split()[0]) for entry in listed]
+    assert len({entry.split()[2] for entry in listed}) == 1
+    assert sizes == sorted(sizes)
+
+
 def test_a_model_with_weights_beyond_f16_is_run_in_f32(tmp_path: Path) -> None:
     large = np.full((128, 128), 1e5, dtype=np.float32)
     directory = tiny_llama.write_tiny_llama(

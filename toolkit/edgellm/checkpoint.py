@@ -100,7 +100,8 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     if path.is_file():
         return _open_gguf(path, name or path.stem)
     raise MissingInputError(
-        f"no model at {str(path)!r}", hint="give a Hugging Face directory, a .gguf file, or builtin:smollm2"
+        f"no model at {str(path)!r}",
+        hint="give a Hugging Face directory, a .gguf file, a model on the hub (org/name), or builtin:smollm2",
     )
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from edgellm.api.receipts import Progress
 from edgellm.api.unquantized import Unquantized
-from edgellm.convert import imatrix
+from edgellm.convert import hints, imatrix
 from edgellm.convert.chunks import chunk_tokens
 from edgellm.convert.imatrix import Calibration, ImportanceMatrix
 from edgellm.convert.imatrix_file import read_imatrix
+from edgellm.errors import MissingInputError
 
 
+@hints.of(MissingInputError, "--imatrix takes auto, none, or a file of llama-imatrix or edgellm")
 def read_importance(asked: str | Path) -> ImportanceMatrix | None:
     """The matrix of a file; None for `auto` and `none`.
 
@@ -21,17 +23,18 @@ def read_importance(asked: str | Path) -> ImportanceMatrix | None:
     return None if asked in ("auto", "none") else read_imatrix(Path(asked))
 
 
-def read_text(path: Path | None) -> Calibration:
+@hints.of(MissingInputError, "--calibration takes a text in UTF-8; left out, edgellm takes its own")
+def read_text(path: str | Path | None) -> Calibration:
     """A text of the user's, or the one that edgellm ships.
 
     Raises:
         MissingInputError, BadInputError: no such text.
     """
-    return imatrix.read_calibration(path) if path else imatrix.bundled_calibration()
+    return imatrix.read_calibration(Path(path)) if path else imatrix.bundled_calibration()
 
 
 def collect(
-    unquantized: Unquantized, text: Path | None, progress: Progress | None = None
+    unquantized: Unquantized, text: str | Path | None, progress: Progress | None = None
 ) -> ImportanceMatrix:
     """Run the unquantized model over a text, the bundled one by default, and sum what its weights see.
 

@@ -59,6 +59,7 @@ def convert(
         choices: see `Choices`.
 
     Raises:
+        TypeError, ValueError: an argument that does not exist, or a value that it cannot have.
         SpecError, MissingInputError, BadInputError, UnsafeInputError, UnsupportedError: bad arguments or input.
         DoesNotFitError: the target cannot hold the model.
         OutputExistsError, OutputError: the output is there already, or cannot be written.
@@ -67,6 +68,8 @@ def convert(
     demands: Demands = {
         "output": output, "verify": verify, "max_kl": max_kl, "min_cosine": min_cosine, "engine": engine, "force": force,
     }  # fmt: skip
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
     plan = make_plan(model, target, demands, choices)
     final = plan.output
     scratch.sweep()
@@ -78,10 +81,7 @@ def convert(
         slabs = _packed_ahead(plan, source, n_workers)
         if slabs:
             stack.enter_context(slabs)
-        source, note = pipeline.add_vocabulary(
-            source, launch.TOKENIZERS, chat_template=choices.get("chat_template")
-        )
-        source = _with_template_checked(source)
+        source, note = _with_vocabulary(source, choices.get("chat_template"))
         unquantized = stack.enter_context(Unquantized(source, jobs=jobs))
         recipe, encoding = _measured(plan, unquantized, choices, stack, progress)
         source = _with_importance_noted(source, encoding.importance, unquantized)
@@ -182,11 +182,12 @@ def _with_importance_noted(
     return dataclasses.replace(source, notes=(*source.notes, *notes))
 
 
-def _with_template_checked(source: Source) -> Source:
-    """The source with a note where its chat template cannot be used: the model converts all the same."""
+def _with_vocabulary(source: Source, chat_template: str | None) -> tuple[Source, str | None]:
+    """As `pipeline.add_vocabulary`; a chat template that cannot be used is noted, and the model converts all the same."""
+    source, note = pipeline.add_vocabulary(source, launch.TOKENIZERS, chat_template=chat_template)
     entry = source.header.get("tokenizer.chat_template")
     said = chat_templates.warning(entry.value, check_template) if entry else None
-    return dataclasses.replace(source, notes=(*source.notes, said)) if said else source
+    return dataclasses.replace(source, notes=(*source.notes, said)) if said else source, note
 
 
 def _staged(folder: Path, manifest: artifact.Manifest) -> Artifact:

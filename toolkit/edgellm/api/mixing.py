@@ -25,7 +25,7 @@ def search_mix(
     *,
     max_bytes: int | None,
     bpw: float | None,
-    text: Path | None,
+    text: str | Path | None,
     without_text: bool,
     stack: ExitStack,
     progress: Progress | None = None,
@@ -50,7 +50,7 @@ def search_mix(
 
 
 def _search(
-    unquantized: Unquantized, recipe: Recipe, folder: Path, max_bytes: int | None, bpw: float | None, text: Path | None,
+    unquantized: Unquantized, recipe: Recipe, folder: Path, max_bytes: int | None, bpw: float | None, text: str | Path | None,
     without_text: bool, progress: Progress | None,
 ) -> tuple[search.Mix, Provenance | None]:  # fmt: skip
     source = unquantized.source

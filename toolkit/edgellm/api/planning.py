@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict, Unpack
+from typing import Literal, NamedTuple, TypedDict, Unpack, get_args
 
 from edgellm import machine, staging, targets
 from edgellm.api import calibration, models
@@ -43,13 +44,13 @@ class Choices(TypedDict, total=False):
     context: int | None
     kv_type: str
     imatrix: str | Path
-    calibration: Path | None
+    calibration: str | Path | None
     tensor_types: Sequence[str]
     output_tensor_type: str | None
     token_embedding_type: str | None
     max_bytes: int | None
     bpw: float | None
-    lora: Path | None
+    lora: str | Path | None
     chat_template: str | None
 
 
@@ -107,7 +108,8 @@ def plan_conversion(
     """What `convert` would do, with reasons and sizes, or the error it would end with; no weight is read.
 
     Raises:
-        As `convert`, but for what shows only in the weights or while writing: NaN, a full disk, the quality.
+        As `convert`, but for what shows only in the weights or while writing: NaN, too little memory, a full disk, the
+        quality, and a budget that is too small only with the header on top.
     """
     demands: Demands = {
         "output": output, "verify": verify, "max_kl": max_kl, "min_cosine": min_cosine, "engine": engine, "force": force,
@@ -126,12 +128,13 @@ def make_plan(model: str | Path, target: str, demands: Demands, choices: Choices
     Raises:
         As `plan_conversion`.
     """
+    _check_use(demands, choices)
     check = _check(demands)
     chosen = find_target(target)
     importance = calibration.read_importance(choices.get("imatrix", "auto"))
     calibration.read_text(choices.get("calibration"))  # a bad one is refused before the work
     directory = choices.get("lora")
-    adapter = lora.read_adapter(directory) if directory else None
+    adapter = lora.read_adapter(Path(directory)) if directory else None
     source = read(models.resolve(model, weights=False), adapter)
     options = _options(choices, importance, source)
     recipe = recipes.make_recipe(chosen, source, options)
@@ -174,6 +177,30 @@ def read(checkpoint: Checkpoint, adapter: lora.Adapter | None) -> Source:
     """A checkpoint as a source, with the adapter merged where there is one."""
     source = pipeline.read_source(checkpoint)
     return lora.merge(source, adapter) if adapter else source
+
+
+def _check_use(demands: Demands, choices: Choices) -> None:
+    """What only a Python program can get wrong: a word that is mistyped must not count as one left out.
+
+    Raises:
+        TypeError: no such argument, or not of its type.  ValueError: none of the words or numbers that it may be.
+    """
+    unknown = next((name for name in choices if name not in Choices.__annotations__), None)
+    if unknown is not None:
+        raise TypeError(f"no argument {unknown!r}; there are {', '.join(Choices.__annotations__)}")
+    if not isinstance(quant := choices.get("quant", "auto"), str):
+        raise TypeError(f"quant must be the name of a type, got {quant!r}")
+    if isinstance(types := choices.get("tensor_types", ()), str):
+        raise TypeError(f"tensor_types must be a sequence of PATTERN=TYPE, got {types!r}")
+    for name, said, words in (
+        ("verify", demands.get("verify", "none"), get_args(Verify)),
+        ("engine", demands.get("engine", "auto"), get_args(Engine)),
+    ):
+        if said not in words:
+            raise ValueError(f"{name} must be one of {', '.join(words)}, got {said!r}")
+    for name, number in (("bpw", choices.get("bpw")), ("max_bytes", choices.get("max_bytes"))):
+        if number is not None and not 0 < number < math.inf:
+            raise ValueError(f"{name} must be above 0, got {number}")
 
 
 def _check(demands: Demands) -> Check | None:
@@ -269,11 +296,6 @@ def _options(choices: Choices, importance: ImportanceMatrix | None, source: Sour
 
 def _type(name: str | None) -> str | None:
     return None if name is None else mixture.tensor_type(name)
-
-
-def _read(checkpoint: Checkpoint, adapter: lora.Adapter | None) -> Source:
-    source = pipeline.read_source(checkpoint)
-    return lora.merge(source, adapter) if adapter else source
 
 
 def _check_source_outside(source: Checkpoint, final: Path) -> None:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from edgellm.artifact import Reason
 from edgellm.errors import SpecError
-from edgellm.formats import ggml_types
 from edgellm.shape import ModelShape, tensor_bytes
 from edgellm.units import format_bytes
 
@@ -122,15 +121,16 @@ def _too_small(
 ) -> SpecError:
     names = {option.type_name for options in candidates.values() for option in options}
     sizes = []
-    for type_name in sorted(names, key=lambda name: ggml_types.BY_NAME[name].bpw):
+    for type_name in names:
         size = fixed_bytes
         for options in candidates.values():
             fitting = [o for o in options if o.type_name == type_name]
             size += (fitting or sorted(options, key=lambda o: o.n_bytes))[0].n_bytes
-        sizes.append(f"{type_name} {format_bytes(size)}")
+        sizes.append((size, type_name))
+    listed = ", ".join(f"{type_name} {format_bytes(size)}" for size, type_name in sorted(sizes))
     return SpecError(
         f"a budget of {format_bytes(max_bytes)} is below the smallest file, {format_bytes(smallest)}",
-        hint=f"allow at least that; with one type for all tensors that can have it: {', '.join(sizes)}",
+        hint=f"allow at least that; with one type for all tensors that can have it: {listed}",
     )
 
 

@@ -150,13 +150,14 @@ def _budgeted(target: Target, source: Source, options: ConvertOptions) -> Recipe
 
 
 def _check_budget(options: ConvertOptions) -> None:
+    if options.max_bytes is not None and options.bpw is not None:
+        raise SpecError("two budgets: --max-bytes and --bpw", hint="leave one of them out")
     asked = {
         "--quant": options.quant != "auto",
         "--tensor-type": bool(options.overrides.patterns),
         "--output-tensor-type": options.overrides.output is not None,
         "--token-embedding-type": options.overrides.token_embedding is not None,
         "--imatrix FILE": options.imatrix == "file",
-        "--bpw": options.max_bytes is not None and options.bpw is not None,
     }
     other = next((name for name, is_asked in asked.items() if is_asked), None)
     if other:

@@ -26,7 +26,7 @@ from edgellm.errors import (
     NetworkInterrupted,
     SpecError,
 )
-from edgellm.hub.names import INSTALL_HINT, ModelId
+from edgellm.hub.names import INSTALL_HINT, ODD_ANSWER_HINT, ModelId
 
 if TYPE_CHECKING:
     import httpx2
@@ -41,7 +41,6 @@ MAX_REDIRECTS = 5
 CHUNK_BYTES = 1 << 20
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _HASH = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")
-_ODD = "check HF_ENDPOINT, or whether a proxy answers instead"
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)\Z")
 
 T = TypeVar("T")
@@ -213,7 +212,7 @@ class HubClient:
                         yield response
                         return
                     url = _redirected(url, response.headers.get("Location"), where)
-            raise NetworkError(f"{where}: more than {MAX_REDIRECTS} redirects", hint=_ODD)
+            raise NetworkError(f"{where}: more than {MAX_REDIRECTS} redirects", hint=ODD_ANSWER_HINT)
         except (self._httpx.UnsupportedProtocol, self._httpx.InvalidURL) as err:
             raise NetworkError(
                 f"{where}: the address of the hub cannot be used", hint="check HF_ENDPOINT"
@@ -279,7 +278,7 @@ class HubClient:
             match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
             if not match or int(match[1]) != start:
                 raise NetworkError(
-                    f"{where}: the answer is another part of the file than asked for", hint=_ODD
+                    f"{where}: the answer is another part of the file than asked for", hint=ODD_ANSWER_HINT
                 )
             total = int(match[3])
         elif "Content-Length" in response.headers and _encoding(response) == "identity":
@@ -296,7 +295,7 @@ class HubClient:
         encoding, seen = _encoding(response), 0
         if encoding not in {"identity", "gzip"}:
             raise NetworkError(
-                f"{where}: sent as {encoding!r:.40}, though plain bytes were asked for", hint=_ODD
+                f"{where}: sent as {encoding!r:.40}, though plain bytes were asked for", hint=ODD_ANSWER_HINT
             )
         unpacker = zlib.decompressobj(31) if encoding == "gzip" else None
         for raw in (
@@ -306,12 +305,13 @@ class HubClient:
                 try:
                     chunk = unpacker.decompress(raw, CHUNK_BYTES) if unpacker else raw
                 except zlib.error as err:
-                    raise NetworkError(f"{where}: broken gzip: {err}", hint=_ODD) from err
+                    raise NetworkError(f"{where}: broken gzip: {err}", hint=ODD_ANSWER_HINT) from err
                 raw = unpacker.unconsumed_tail if unpacker else b""
                 seen += len(chunk)
                 if seen > max_bytes:
                     raise NetworkError(
-                        f"{where}: the answer is longer than the {max_bytes} bytes it may have", hint=_ODD
+                        f"{where}: the answer is longer than the {max_bytes} bytes it may have",
+                        hint=ODD_ANSWER_HINT,
                     )
                 if chunk:
                     yield chunk
@@ -335,9 +335,11 @@ def _redirected(url: str, location: str | None, where: str) -> str:
     target = urljoin(url, location or "")
     old, new = urlsplit(url), urlsplit(target)
     if not location or new.scheme not in {"http", "https"} or not new.hostname:
-        raise NetworkError(f"{where}: redirected to something that is no web address", hint=_ODD)
+        raise NetworkError(f"{where}: redirected to something that is no web address", hint=ODD_ANSWER_HINT)
     if old.scheme == "https" and new.scheme == "http":
-        raise NetworkError(f"{where}: redirected from https to http ({new.hostname}), refused", hint=_ODD)
+        raise NetworkError(
+            f"{where}: redirected from https to http ({new.hostname}), refused", hint=ODD_ANSWER_HINT
+        )
     return target
 
 

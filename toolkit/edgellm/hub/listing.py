@@ -25,7 +25,7 @@ from edgellm.formats import safetensors
 from edgellm.formats.paths import safe_join
 from edgellm.formats.plain_json import parse_json
 from edgellm.formats.records import Record
-from edgellm.hub.names import ModelId, is_commit, parse_id
+from edgellm.hub.names import ODD_ANSWER_HINT, ModelId, is_commit, parse_id
 from edgellm.units import GIB, MIB
 
 RECORD_SCHEMA = "edgellm.download/1"
@@ -42,7 +42,6 @@ SMALL_FILES = (
     "modules.json", "1_Pooling/config.json",
 )  # fmt: skip
 _OTHER = "the repository is not as it should be: choose another, or another revision"
-_ODD = "check HF_ENDPOINT, or whether a proxy answers instead"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.IGNORECASE)
 
@@ -131,7 +130,7 @@ def parse_listing(data: bytes, model: ModelId) -> Listing:
     try:
         fields = parse_json(data, f"{model.repo}: the hub's listing")
     except BadInputError as err:
-        raise NetworkError(err.message, hint=_ODD) from err
+        raise NetworkError(err.message, hint=ODD_ANSWER_HINT) from err
     commit, siblings = fields.get("sha"), fields.get("siblings")
     if not isinstance(commit, str) or not is_commit(commit) or not isinstance(siblings, list):
         raise NetworkError(
@@ -139,7 +138,8 @@ def parse_listing(data: bytes, model: ModelId) -> Listing:
         )
     if is_commit(model.revision) and commit != model.revision:
         raise NetworkError(
-            f"{model.repo}: the hub answers for commit {commit}, asked for {model.revision}", hint=_ODD
+            f"{model.repo}: the hub answers for commit {commit}, asked for {model.revision}",
+            hint=ODD_ANSWER_HINT,
         )
     if len(siblings) > MAX_FILES:
         raise BadInputError(f"{model.repo}: {len(siblings)} files, more than {MAX_FILES}", hint=_OTHER)
@@ -147,7 +147,9 @@ def parse_listing(data: bytes, model: ModelId) -> Listing:
     for sibling in siblings:
         name = sibling.get("rfilename") if isinstance(sibling, dict) else None
         if not isinstance(name, str):
-            raise NetworkError(f"{model.repo}: the hub's listing has a file without a name", hint=_ODD)
+            raise NetworkError(
+                f"{model.repo}: the hub's listing has a file without a name", hint=ODD_ANSWER_HINT
+            )
         if name in named:
             raise UnsafeInputError(f"{model.repo}: {name[:200]!a} is listed twice", hint=_OTHER)
         named[name] = sibling

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from edgellm.errors import SpecError
 
 PREFIX = "hf://"
+ODD_ANSWER_HINT = "check HF_ENDPOINT, or whether a proxy answers instead"
 INSTALL_HINT = "pip install 'edgellm[hub]'"
 MAX_REPO_CHARS = 96
 MAX_REVISION_CHARS = 128
