@@ -333,7 +333,9 @@ def test_the_source_is_never_replaced_by_its_own_conversion(tiny: Path, tmp_path
     assert contents(made) == before
 
 
-@pytest.mark.parametrize(("field", "value"), [("quant", "Q2_K"), ("n_params", 7), ("architecture", "mamba")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("quant", "Q2_K"), ("n_params", 7), ("bpw", 2.0), ("architecture", "mamba")]
+)
 def test_a_manifest_that_contradicts_its_model_is_found(
     tiny: Path, tmp_path: Path, field: str, value: object
 ) -> None:
@@ -341,6 +343,14 @@ def test_a_manifest_that_contradicts_its_model_is_found(
     manifest = json.loads((made / "manifest.json").read_text())
     (made / "manifest.json").write_text(json.dumps({**manifest, field: value}))
     with pytest.raises(ArtifactError, match=f"the manifest says {field}"):
+        api.verify(made)
+
+
+def test_a_manifest_that_leaves_out_what_the_model_was_made_from_is_found(tiny: Path, tmp_path: Path) -> None:
+    made = Path(api.convert(tiny, output=tmp_path / "made", quant="F16").path)
+    manifest = json.loads((made / "manifest.json").read_text())
+    (made / "manifest.json").write_text(json.dumps({**manifest, "parents": manifest["parents"][1:]}))
+    with pytest.raises(ArtifactError, match=r"the manifest says sha256 of .* is None"):
         api.verify(made)
 
 

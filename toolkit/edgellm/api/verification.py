@@ -74,14 +74,15 @@ def _check_manifest(opened: Artifact) -> None:
     """The manifest says of the model what the model's own header says: facts, types, licence and parents."""
     checkpoint, said = models.resolve(opened.model_path), opened.manifest
     found = pipeline.manifest_of_gguf(checkpoint)
-    facts = ("architecture", "n_params", "context_train", "quant", "file_bytes", "licence")
+    facts = ("architecture", "n_params", "context_train", "quant", "file_bytes", "bpw", "licence")
     differing: list[tuple[str, object, object]] = [(n, getattr(said, n), getattr(found, n)) for n in facts]
     if said.recipe:
         types = {name: tensor.type_name for name, tensor in checkpoint.tensors.items()}
         differing += [(f"type of {n}", kind, types.get(n)) for n, kind in said.recipe.tensor_types.items()]
     if said.files:
-        embedded = {parent.name: parent.sha256 for parent in found.parents}
-        differing += [(f"sha256 of {p.name}", p.sha256, embedded.get(p.name)) for p in said.parents]
+        listed, embedded = ({p.name: p.sha256 for p in each.parents} for each in (said, found))
+        names = dict.fromkeys((*listed, *embedded))
+        differing += [(f"sha256 of {n}", listed.get(n), embedded.get(n)) for n in names]
     for name, in_manifest, in_model in differing:
         if in_manifest != in_model:
             raise ArtifactError(
