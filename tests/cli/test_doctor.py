@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from edgellm import doctor, machine
+from edgellm.api import quarantine
 from edgellm.errors import BackendUnavailable, EdgeLLMError, NativeCrash
-from tests.support.cli import edgellm, succeed
+from tests.support.cli import edgellm, refused, succeed
 
 
 def raising(error: EdgeLLMError) -> Callable[[], dict[str, Any]]:
@@ -94,3 +95,16 @@ def test_an_error_of_ours_brings_its_own_hint_as_the_remedy() -> None:
     finding = doctor.check_decode(raising(BackendUnavailable("no library", hint="build one")))
     assert (finding.state, finding.found, finding.remedy) == ("broken", "no library", "build one")
     assert doctor.check_decode(raising(BackendUnavailable("no library"))).remedy == ""
+
+
+def test_a_quarantined_file_is_shown_and_released(tmp_path: Path) -> None:
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(b"GGUF no more")
+    for _ in range(3):
+        quarantine.note(path, NativeCrash("child: died", signal_name="SIGABRT"))
+    name = quarantine.records()[0].sha256[:12]
+    assert f"model {name}: crashed 3 times" in succeed("doctor")
+    assert succeed("doctor", "--unquarantine", name) == f"{name}: 3 crashes forgotten\n"
+    error, hint = refused(66, "doctor", "--unquarantine", name)
+    assert name in error
+    assert "none has crashed" in hint

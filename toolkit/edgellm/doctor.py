@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from edgellm import machine, meters
@@ -69,6 +69,21 @@ def check_machine() -> list[Finding]:
             )
         )
     return findings
+
+
+def check_crashes(crashes: Mapping[str, tuple[int, str]]) -> list[Finding]:
+    """Model files that have crashed native code here.
+
+    Args:
+        crashes: sha256 -> how often, and the last time in words.
+    """
+    return [
+        Finding(
+            subject=f"model {sha256[:12]}", state="note", found=f"crashed {n_crashes} times, the last was {last}",
+            remedy=f"to forget them: edgellm doctor --unquarantine {sha256[:12]}",
+        )
+        for sha256, (n_crashes, last) in crashes.items()
+    ]  # fmt: skip
 
 
 def _build() -> Finding:

@@ -187,3 +187,14 @@ class MeterError(EdgeLLMError):
     """An energy meter that is absent, needs permission, or went away."""
 
     exit_code = 69
+
+
+def error_named(name: str) -> type[EdgeLLMError] | None:
+    """The class of that name in the tree above; None where there is none."""
+    waiting: list[type[EdgeLLMError]] = [EdgeLLMError]
+    while waiting:
+        kind = waiting.pop()
+        if kind.__name__ == name:
+            return kind
+        waiting += kind.__subclasses__()
+    return None

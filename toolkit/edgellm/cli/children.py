@@ -1,4 +1,4 @@
-"""Hidden commands that edgellm starts for itself: one JSON object in, one out."""
+"""Hidden commands that edgellm starts for itself: one JSON object in, one out; or an engine that stays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,23 @@ MAX_SPEC_BYTES = 16 * 1024**2
 
 def command(name: str) -> click.Command:
     """The hidden command of that name."""
+    return _engine if name == "_engine" else _child(name)
 
+
+@click.command("_engine", hidden=True)
+def _engine() -> None:
+    """Serve an engine on the standard streams, see `edgellm.runtime.wire`."""
+    import os
+
+    from edgellm.api.loading import serve_engine
+
+    # What native code prints must not get between the messages.
+    answers = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve_engine(sys.stdin.buffer, answers)
+
+
+def _child(name: str) -> click.Command:
     @click.command(name, hidden=True)
     @click.argument("source", default="-")
     def child(source: str) -> None:

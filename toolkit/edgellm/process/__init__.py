@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from edgellm.errors import EdgeLLMError, MissingInputError, NativeCrash, ResourceError
+from edgellm.errors import EdgeLLMError, MissingInputError, NativeCrash, ResourceError, error_named
 from edgellm.units import format_bytes
 
 MAX_STDOUT_BYTES = 64 * 1024**2
@@ -322,11 +322,5 @@ def _our_error(line: str) -> EdgeLLMError | None:
         return None
     if not isinstance(kind, str) or not isinstance(message, str) or not isinstance(hint, str | None):
         return None
-    found = next((cls for cls in _classes(EdgeLLMError) if cls.__name__ == kind), None)
+    found = error_named(kind)
     return found(message, hint=hint) if found else None
-
-
-def _classes(root: type[EdgeLLMError]) -> Iterator[type[EdgeLLMError]]:
-    yield root
-    for child in root.__subclasses__():
-        yield from _classes(child)

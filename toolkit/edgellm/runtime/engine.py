@@ -32,7 +32,7 @@ class Engine(Protocol):
         """Begin a generation. Errors of the request itself are raised here; later ones by the ticket."""
         ...
 
-    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+    def tokenize(self, text: str, parse_special: bool) -> list[int]:
         """Token ids of a text."""
         ...
 
@@ -84,8 +84,11 @@ class LocalEngine:
         """The engine as it runs."""
         return self._backend.info
 
-    def submit(self, request: Request) -> Ticket:
+    def submit(self, request: Request, ticket: Ticket | None = None) -> Ticket:
         """Begin a generation.
+
+        Args:
+            ticket: where its pieces go; by default a new one, which is returned.
 
         Raises:
             SpecError, BadInputError, ContextOverflowError: what the prompt gives cause to.
@@ -97,7 +100,7 @@ class LocalEngine:
             self._prompts.encode(request.prompt), context=self.context, policy=request.overflow,
             n_keep=request.keep_tokens, max_tokens=request.max_tokens,
         )  # fmt: skip
-        ticket = Ticket(on_cancel=self.scheduler.wake, on_taken=self.scheduler.wake)
+        ticket = ticket or Ticket(on_cancel=self.scheduler.wake, on_taken=self.scheduler.wake)
         self.scheduler.submit(
             Generation(
                 request, ids, backend=self._backend, ticket=ticket, started_s=started_s, n_dropped=n_dropped
@@ -105,7 +108,7 @@ class LocalEngine:
         )
         return ticket
 
-    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+    def tokenize(self, text: str, parse_special: bool) -> list[int]:
         """Token ids of a text."""
         self._check_open()
         return self._tokenizer.encode(text, add_special=False, parse_special=parse_special)

@@ -126,7 +126,7 @@ class Model:
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of a text, without a beginning-of-sequence token."""
-        return self._engine.tokenize(text, parse_special=parse_special)
+        return self._engine.tokenize(text, parse_special)
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Tokens that a prompt (text or messages) becomes."""

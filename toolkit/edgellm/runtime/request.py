@@ -32,7 +32,7 @@ class Request(Record):
         speculate: whether guesses may be tried; they change the time that it takes, never the text.
     """
 
-    prompt: str | list[dict[str, Any]] | list[int]
+    prompt: str | list[Any]
     max_tokens: int | None = None
     sampling: SamplingParams = SamplingParams()
     stop: list[str] = []

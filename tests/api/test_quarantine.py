@@ -1,0 +1,55 @@
+"""A file that crashes native code three times is not loaded again until someone says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgellm.api import quarantine
+from edgellm.errors import BackendError, NativeCrash
+
+
+def crash(signal_name: str | None = "SIGSEGV") -> NativeCrash:
+    return NativeCrash("child: died", signal_name=signal_name)
+
+
+def test_three_crashes_are_too_many_and_can_be_forgiven(tmp_path: Path) -> None:
+    bad, twin, other = tmp_path / "bad.gguf", tmp_path / "copy.gguf", tmp_path / "other.gguf"
+    bad.write_bytes(b"bad bytes")
+    twin.write_bytes(b"bad bytes")
+    other.write_bytes(b"not so bad"[:9])
+    for _ in range(3):
+        quarantine.check(bad)
+        quarantine.note(bad, crash())
+    for path in (bad, twin):
+        with pytest.raises(BackendError, match=r"crashed 3 times and is quarantined.*SIGSEGV") as caught:
+            quarantine.check(path)
+        assert "edgellm doctor --unquarantine" in (caught.value.hint or "")
+    quarantine.check(other)
+    found = quarantine.release(quarantine.records()[0].sha256[:12])
+    assert [record.n_crashes for record in found] == [3]
+    quarantine.check(bad)
+    assert quarantine.records() == []
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", None])
+def test_a_kill_from_outside_is_not_held_against_the_file(tmp_path: Path, name: str | None) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"x")
+    for _ in range(4):
+        quarantine.note(path, crash(name))
+    quarantine.check(path)
+
+
+def test_damaged_records_and_files_that_are_gone_are_no_errors(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"x")
+    quarantine.note(path, crash())
+    record = next(quarantine.directory().iterdir())
+    record.write_bytes(b"{")
+    assert quarantine.records() == []
+    quarantine.note(tmp_path / "gone", crash())
+    quarantine.check(tmp_path / "gone")
+    quarantine.note(path, crash())
+    assert quarantine.records()[0].n_crashes == 1

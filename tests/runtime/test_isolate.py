@@ -1,0 +1,161 @@
+"""An engine in a child: the same answers, and what kills the child is an exception here."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from edgellm.errors import BackendError, ContextOverflowError, NativeCrash, SpecError
+from edgellm.runtime import isolate
+from edgellm.runtime.isolate import IsolatedEngine
+from edgellm.runtime.model import Model
+from tests.runtime.engines import make
+from tests.samples import make_manifest
+
+CHILD = [sys.executable, "-m", "tests.support.engine_child"]
+
+
+def start(script: bytes = b"any", **options: object) -> Model:
+    return Model(IsolatedEngine(CHILD, script, **options), make_manifest())  # type: ignore[arg-type]
+
+
+def engine_of(model: Model) -> IsolatedEngine:
+    assert isinstance(model._engine, IsolatedEngine)
+    return model._engine
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
+    monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
+    with start() as opened:
+        yield opened
+
+
+def test_the_same_answers_as_in_this_process(model: Model) -> None:
+    with make(None, context=30000) as here:
+        for seed, prompt in enumerate(
+            ["ab", "the quick brown fox", [{"role": "user", "content": "Hello"}], [1, 2, 3]]
+        ):
+            options = {"max_tokens": 12, "seed": seed, "top_logprobs": 2, "stop": ["zz"]}
+            far, near = model.generate(prompt, **options), here.generate(prompt, **options)  # type: ignore[arg-type]
+            assert (far.text, far.token_ids, far.finish_reason) == (
+                near.text,
+                near.token_ids,
+                near.finish_reason,
+            )
+            assert far.logprobs == near.logprobs
+            assert far.usage.prompt_tokens == near.usage.prompt_tokens
+        assert model.tokenize("naïve") == here.tokenize("naïve")
+        assert model.count_tokens("abc") == 4
+        assert model.info == here.info
+        assert model.chat_template == here.chat_template
+        assert model.counts().n_done == 4
+
+
+def test_errors_of_a_request_arrive_as_the_class_they_were(model: Model) -> None:
+    with pytest.raises(ContextOverflowError, match="30000") as caught:
+        model.stream("x" * 40000)
+    assert caught.value.hint
+    with pytest.raises(SpecError):
+        model.stream([{"role": "nobody", "content": "x"}])
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        model.stream([1, 10**6])
+    assert model.generate("ab", max_tokens=1).token_ids
+
+
+@pytest.mark.parametrize(("word", "name"), [("crash", "SIGSEGV"), ("abort", "SIGABRT")])
+def test_a_crash_names_its_signal_to_everyone_and_the_next_request_is_served(
+    model: Model, word: str, name: str
+) -> None:
+    first = engine_of(model).pid
+    others = [model.stream("endless", overflow="shift") for _ in range(2)]
+    for stream in others:
+        next(stream)
+    for use in (lambda: model.generate(f"please {word} now"), *(stream.__iter__ for stream in others)):
+        with pytest.raises(NativeCrash) as caught:
+            list(use())
+        assert caught.value.signal_name == name
+    assert len(model.generate("ab", max_tokens=3).token_ids) == 3
+    assert engine_of(model).pid != first
+
+
+def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
+    seen: list[NativeCrash] = []
+    with start(hang_s=2.0, on_crash=seen.append) as model:
+        with pytest.raises(NativeCrash, match="no sign of life"):
+            model.generate("hang")
+        assert [crash.signal_name for crash in seen] == ["hang"]
+        assert model.generate("ab", max_tokens=1).token_ids
+
+
+def test_crashes_in_a_row_are_counted_and_wait_longer_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.05)
+    seen: list[NativeCrash] = []
+    with start(on_crash=seen.append) as model:
+        refused = None
+        for _ in range(9):
+            try:
+                model.generate("crash")
+            except NativeCrash:
+                continue
+            except BackendError as err:
+                refused = err
+                break
+        assert refused is not None
+        assert "times in a row" in refused.message
+        assert len(seen) >= 2
+
+
+def test_a_child_that_dies_while_loading_is_a_crash_at_once() -> None:
+    with pytest.raises(NativeCrash, match="SIGILL"):
+        start(b"die")
+
+
+def test_what_is_not_read_stops_the_child_from_running_ahead(model: Model) -> None:
+    with start(b"x" * 9000) as model:
+        stream = model.stream("ab", temperature=0, speculate=False)
+        while model.counts().n_steps < 4090:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        n_steps = model.counts().n_steps
+        assert n_steps < 4300
+        assert sum(len(piece.text) for piece in stream) == 9000
+
+
+def test_closing_ends_the_child_and_its_streams() -> None:
+    model = start()
+    child = psutil.Process(engine_of(model).pid)
+    stream = model.stream("endless", overflow="shift")
+    next(stream)
+    ended: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            list(stream)
+        except RuntimeError as err:
+            ended.append(err)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    model.close()
+    model.close()
+    reader.join()
+    assert "closed" in str(ended[0])
+    assert not child.is_running()
+    with pytest.raises(RuntimeError, match="closed"):
+        model.generate("ab")
+
+
+def test_leaving_a_stream_stops_it_in_the_child(model: Model) -> None:
+    stream = model.stream("endless", overflow="shift")
+    next(stream)
+    stream.close()
+    while model.counts().busy_sequences:
+        time.sleep(0.01)
+    assert model.counts().n_cancelled == 1

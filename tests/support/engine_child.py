@@ -1,0 +1,51 @@
+"""The child of an isolated engine over the fake backend: `python -m tests.support.engine_child`; some prompts misbehave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from edgellm.process.channel import read_message
+from edgellm.protocols import Feed, Sampled
+from edgellm.runtime.engine import LocalEngine
+from edgellm.runtime.engine_process import serve
+from tests.support.fake_backend import FakeBackend, FakeBatcher
+
+SCRIPTS = {b"crash": "SIGSEGV", b"abort": "SIGABRT", b"hang": ""}
+
+
+class Misbehaving(FakeBackend):
+    """Dies or hangs where the text says so."""
+
+    def open(self, *, n_sequences: int, context: int, observer: object = None) -> FakeBatcher:
+        batcher = super().open(n_sequences=n_sequences, context=context)
+        plain = batcher.step
+
+        def step(feeds: Sequence[Feed]) -> list[Sampled]:
+            for word, name in SCRIPTS.items():
+                if any(word in bytes(t for t in feed.tokens if t < 256) for feed in feeds):
+                    if not name:
+                        time.sleep(600)
+                    os.kill(os.getpid(), signal.Signals[name])
+            return plain(feeds)
+
+        batcher.step = step  # type: ignore[method-assign]
+        return batcher
+
+
+def main() -> None:
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    first = read_message(sys.stdin.buffer)
+    if first == b"die":
+        os.kill(os.getpid(), signal.SIGILL)
+    script = first or None
+    backend = Misbehaving(None if script == b"any" else script)
+    serve(LocalEngine(backend, name="tiny", context=30000, parallel=3), sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()

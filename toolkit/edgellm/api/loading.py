@@ -1,0 +1,174 @@
+"""Loading a model for generation: in this process, or with its native code in a child."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Any, Literal, TypedDict, Unpack
+
+from edgellm import process
+from edgellm.api import models, quarantine
+from edgellm.artifact import Artifact
+from edgellm.errors import ArtifactError, BadInputError, MissingInputError, SpecError
+from edgellm.formats import gguf
+from edgellm.formats.records import Record, from_json, to_json
+from edgellm.process.channel import read_message
+from edgellm.runtime.engine import LocalEngine
+from edgellm.runtime.engine_process import serve
+from edgellm.runtime.isolate import HANG_S, IsolatedEngine
+from edgellm.runtime.model import Model
+from edgellm.runtime.scheduler import MAX_QUEUE
+
+CACHE_BYTES = 256 * 1024**2
+ENGINE_VERB = "_engine"
+
+
+class LoadSpec(Record):
+    """What `load` is asked for, as it travels to a child."""
+
+    path: str
+    context: int | None = None
+    threads: int | None = None
+    kv_type: str | None = None
+    flash_attention: models.FlashAttention = "auto"
+    gpu_layers: int | Literal["auto"] = "auto"
+    adapters: dict[str, str] = {}
+    parallel: int = 1
+    max_queue: int = MAX_QUEUE
+    cache_bytes: int = CACHE_BYTES
+
+
+class Settings(TypedDict, total=False):
+    """How a model is loaded.
+
+    Attributes:
+        context: tokens of prompt and answer together; by default the recipe's, else 4096 or what the model can.
+        threads: by default the physical cores this process may use.
+        kv_type: ggml type of the KV cache; by default the recipe's, else F16.
+        flash_attention: auto, on or off; a quantized V cache needs it on.
+        gpu_layers: `auto` uses a GPU where the library has one.
+        adapters: LoRA adapters by a name of your own: GGUF files, or directories that `convert` made of them.
+        parallel: generations at once; each has `context` tokens of its own.
+        max_queue: requests that may wait for a place.
+        cache_bytes: memory for earlier prompts, beyond those that are still in place; 0 keeps none.
+    """
+
+    context: int | None
+    threads: int | None
+    kv_type: str | None
+    flash_attention: models.FlashAttention
+    gpu_layers: int | Literal["auto"]
+    adapters: dict[str, str]
+    parallel: int
+    max_queue: int
+    cache_bytes: int
+
+
+def load(
+    path: str | Path,
+    *,
+    isolate: bool = False,
+    hang_s: float = HANG_S,
+    memory_limit_bytes: int | None = None,
+    **settings: Unpack[Settings],
+) -> Model:
+    """Load an artifact (or a .gguf, or builtin:smollm2) for generation.
+
+    Args:
+        isolate: run the native code in a supervised child: a crash there is an exception here, and the next request
+            starts the child anew. A file that crashes three times is not loaded again, see `quarantine`.
+        hang_s: isolated: the child is killed when it gives no sign of life for so long while it has work.
+        memory_limit_bytes: isolated: limit of the child's address space.
+        settings: see `Settings`.
+
+    Raises:
+        MissingInputError, BadInputError, ArtifactError: nothing there, or not a sound model.
+        UnsupportedError: it gives embeddings.
+        BackendError: the native library is absent or refuses the model; or the file is quarantined.
+        NativeCrash: isolated: the child died while loading.
+    """
+    spec = _spec(path, settings)
+    opened = models.open_artifact(spec.path)
+    models.check_generates(opened)
+    file = Path(opened.model_path)
+    quarantine.check(file)
+    if not isolate:
+        return Model(load_engine(spec, opened), opened.manifest)
+    engine = IsolatedEngine(
+        process.python_argv([ENGINE_VERB]),
+        to_json(spec),
+        on_crash=lambda crash: quarantine.note(file, crash),
+        before_start=lambda: quarantine.check(file),
+        hang_s=hang_s,
+        memory_limit_bytes=memory_limit_bytes,
+    )
+    return Model(engine, opened.manifest)
+
+
+def load_engine(spec: LoadSpec, opened: Artifact | None = None) -> LocalEngine:
+    """The engine in this process; errors as in `load`."""
+    opened = opened or models.open_artifact(spec.path)
+    models.check_generates(opened)
+    options = models.options_for(
+        opened, threads=spec.threads, kv_type=spec.kv_type, flash_attention=spec.flash_attention,
+        gpu_layers=spec.gpu_layers,
+    )  # fmt: skip
+    context = models.context_for(opened, spec.context)
+    backend = models.open_backend(Path(opened.model_path), options)
+    try:
+        if context > backend.context_train:
+            raise ArtifactError(
+                f"{opened.path}: the manifest allows a context of {context}, the model was trained for {backend.context_train}",
+                hint="convert the model again, or give --context",
+            )
+        for name, place in spec.adapters.items():
+            backend.load_adapter(name, _adapter_file(Path(place)))
+        return models.make_engine(
+            backend, opened, context=context, parallel=spec.parallel, max_queue=spec.max_queue,
+            cache_bytes=spec.cache_bytes,
+        )  # fmt: skip
+    except BaseException:
+        backend.close()
+        raise
+
+
+def serve_engine(requests: IO[bytes], answers: int) -> None:
+    """In the child of `load(isolate=True)`: load what the first message says and serve it.
+
+    Args:
+        answers: a file descriptor.
+    """
+    first = read_message(requests)
+    if first is None:
+        return
+    serve(load_engine(from_json(LoadSpec, first, "what to load")), requests, answers)
+
+
+def _spec(path: str | Path, settings: Settings) -> LoadSpec:
+    unknown = sorted(set(settings) - set(Settings.__annotations__))
+    if unknown:
+        raise TypeError(f"unknown setting {unknown[0]!r}")
+    parallel = settings.get("parallel", 1)
+    if not 1 <= parallel <= 256:
+        raise SpecError(f"parallel is {parallel}, outside 1 to 256")
+    given: dict[str, Any] = {**settings}
+    given["adapters"] = {name: str(place) for name, place in settings.get("adapters", {}).items()}
+    return LoadSpec(path=str(path), **given)
+
+
+def _adapter_file(path: Path) -> Path:
+    """The GGUF of an adapter, validated before native code sees it.
+
+    Raises:
+        MissingInputError: nothing there.  BadInputError: malformed, or a whole model.
+    """
+    place = path.expanduser()
+    if place.is_dir():
+        place = place / "adapter.gguf"
+    if not place.is_file():
+        raise MissingInputError(
+            f"no adapter at {str(path)!r}", hint="make one: edgellm convert BASE --lora DIR --lora-as adapter"
+        )
+    file = gguf.read_gguf(place)
+    if file.get("general.type", str, None) != "adapter":
+        raise BadInputError(f"{place}: a model, not an adapter", hint="load it by itself")
+    return place

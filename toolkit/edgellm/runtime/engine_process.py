@@ -1,0 +1,123 @@
+"""An engine on the other end of two pipes: what runs in the child of `isolate`."""
+
+from __future__ import annotations
+
+import threading
+from typing import IO
+
+from edgellm.process.channel import read_message, write_message
+from edgellm.runtime import wire
+from edgellm.runtime.engine import LocalEngine
+from edgellm.runtime.request import Piece
+from edgellm.runtime.ticket import MAX_UNREAD, Ticket
+
+ALIVE_EVERY_S = 1.0
+METHODS = ("tokenize", "encode", "counts")
+
+
+class _Sending(Ticket):
+    """A ticket whose consumer is in the other process."""
+
+    def __init__(self, service: _Service, number: int) -> None:
+        super().__init__(on_cancel=service.engine.scheduler.wake, on_taken=service.engine.scheduler.wake)
+        self._service, self._number = service, number
+        self._n_unread = 0
+
+    def put(self, piece: Piece | BaseException) -> None:
+        self._n_unread += 1
+        if isinstance(piece, BaseException):
+            self._service.forget(self._number)
+            self._service.send(wire.failed(self._number, piece))
+            return
+        if piece.finish_reason is not None:
+            self._service.forget(self._number)
+        self._service.send(wire.Gave(number=self._number, piece=piece))
+
+    def taken(self, n_pieces: int) -> None:
+        """The consumer has read so many."""
+        self._n_unread -= n_pieces
+        if self._stalled:
+            self._on_taken()
+
+    @property
+    def is_stalled(self) -> bool:
+        self._stalled = self._n_unread > (MAX_UNREAD // 2 if self._stalled else MAX_UNREAD)
+        return self._stalled
+
+
+class _Service:
+    def __init__(self, engine: LocalEngine, descriptor: int) -> None:
+        self.engine = engine
+        self._descriptor = descriptor
+        self._tickets: dict[int, _Sending] = {}
+        self._lock = threading.Lock()
+        self._n_steps = -1
+
+    def send(self, message: wire.FromEngine) -> None:
+        data = wire.encode(message)
+        with self._lock:
+            write_message(self._descriptor, data)
+
+    def forget(self, number: int) -> None:
+        self._tickets.pop(number, None)
+
+    def receive(self, message: wire.ToEngine) -> None:
+        if isinstance(message, wire.Cancel):
+            ticket = self._tickets.get(message.number)
+            if ticket:
+                ticket.cancel()
+                self.forget(message.number)
+        elif isinstance(message, wire.Taken):
+            ticket = self._tickets.get(message.number)
+            if ticket:
+                ticket.taken(message.n_pieces)
+        else:
+            try:
+                self.send(wire.Answered(number=message.number, value=self._answer(message)))
+            except OSError:
+                raise
+            except Exception as err:  # it belongs to whoever asked
+                self.forget(message.number)
+                self.send(wire.failed(message.number, err))
+
+    def _answer(self, message: wire.Submit | wire.Ask) -> object:
+        if isinstance(message, wire.Ask):
+            if message.method not in METHODS:
+                raise ValueError(f"no method {message.method!r}")
+            return getattr(self.engine, message.method)(*message.arguments)
+        ticket = self._tickets[message.number] = _Sending(self, message.number)
+        self.engine.submit(message.request, ticket)
+        return None
+
+    def say_alive(self) -> None:
+        """Where work goes on, or there is none."""
+        counts = self.engine.counts()
+        if counts.n_steps != self._n_steps or not counts.n_active:
+            self._n_steps = counts.n_steps
+            self.send(wire.Alive())
+
+
+def serve(engine: LocalEngine, requests: IO[bytes], answers: int) -> None:
+    """Serve one engine until its requests end, then close it.
+
+    Args:
+        requests: messages of `wire.ToEngine`.  answers: a file descriptor for those of `wire.FromEngine`.
+    """
+    service = _Service(engine, answers)
+    over = threading.Event()
+
+    def report() -> None:
+        while not over.wait(ALIVE_EVERY_S):
+            try:
+                service.say_alive()
+            except (OSError, RuntimeError):
+                return
+
+    try:
+        service.send(wire.Ready(context=engine.context, chat_template=engine.chat_template, info=engine.info))
+        threading.Thread(target=report, name="edgellm-alive", daemon=True).start()
+        while (data := read_message(requests)) is not None:
+            service.receive(wire.decode_to_engine(data))
+    finally:
+        over.set()
+        engine.close()

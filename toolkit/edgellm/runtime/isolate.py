@@ -1,0 +1,267 @@
+"""The same engine with the native code in a supervised child: what kills that code does not kill the program.
+
+A crash, an abort, running out of memory or a hang becomes a NativeCrash in every generation that was open. The next
+request starts the child anew, after a pause that doubles with each crash in a row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from edgellm.errors import BackendError, EdgeLLMError, NativeCrash, ResourceError
+from edgellm.process.channel import Channel
+from edgellm.report import RuntimeInfo
+from edgellm.runtime import wire
+from edgellm.runtime.prompts import Prompt
+from edgellm.runtime.request import Piece, Request
+from edgellm.runtime.scheduler import Counts
+from edgellm.runtime.ticket import Ticket
+
+HANG_S = 300.0
+LOAD_TIMEOUT_S = 600.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+_ACKNOWLEDGE_EVERY = 512
+_GRACE_S = 5.0
+
+
+class _Remote(Ticket):
+    """A ticket whose engine is in the other process; it tells what was read, so that the engine can wait."""
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        super().__init__(
+            on_cancel=lambda: channel.send(wire.encode(wire.Cancel(number=number))), on_taken=lambda: None
+        )
+        self._channel, self._number = channel, number
+        self._n_taken = 0
+
+    def take(self, timeout_s: float | None = None) -> Piece:
+        piece = super().take(timeout_s)
+        self._n_taken += 1
+        if self._n_taken == _ACKNOWLEDGE_EVERY:
+            self._channel.send(wire.encode(wire.Taken(number=self._number, n_pieces=self._n_taken)))
+            self._n_taken = 0
+        return piece
+
+
+class IsolatedEngine:
+    """An engine in a child process; thread-safe.
+
+    Args:
+        argv: the command that serves an engine on its standard streams.
+        spec: the first message to it: what to load.
+        on_crash: called with each crash, before anything else happens; for example to count them by file.
+        before_start: called before each start; what it raises is the caller's.
+        hang_s: without a sign of life for so long while work is open, the child is killed.
+        memory_limit_bytes: limit of the child's address space.
+
+    Raises:
+        NativeCrash: it dies while loading.  ResourceError: it takes too long.  EdgeLLMError: what loading raises.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        spec: bytes,
+        *,
+        on_crash: Callable[[NativeCrash], None] = lambda _: None,
+        before_start: Callable[[], None] = lambda: None,
+        hang_s: float = HANG_S,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        self._argv, self._spec = list(argv), spec
+        self._on_crash, self._before_start = on_crash, before_start
+        self._hang_s, self._memory_limit_bytes = hang_s, memory_limit_bytes
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        self._channel: Channel | None = None
+        self._ready: queue.SimpleQueue[wire.Ready | EdgeLLMError] = queue.SimpleQueue()
+        self._tickets: dict[int, _Remote] = {}
+        self._answers: dict[int, Future[Any]] = {}
+        self._heard_s = time.monotonic()
+        self._n_crashes_in_row = 0
+        self._not_before_s = 0.0
+        self._closed = threading.Event()
+        first = self._start()
+        self.context, self.chat_template, self._info = first.context, first.chat_template, first.info
+        threading.Thread(target=self._watch, name="edgellm-watchdog", daemon=True).start()
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """The engine as it runs."""
+        return self._info
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None while there is none."""
+        channel = self._channel
+        return channel.pid if channel else None
+
+    def submit(self, request: Request) -> Ticket:
+        """Begin a generation; errors as in `LocalEngine.submit`, and NativeCrash where the child dies meanwhile."""
+        channel = self._running()
+        number = next(self._numbers)
+        remote = _Remote(channel, number)
+        self._call(channel, number, wire.Submit(number=number, request=request), remote)
+        return remote
+
+    def tokenize(self, text: str, parse_special: bool) -> list[int]:
+        """Token ids of a text."""
+        return list(self._ask("tokenize", text, parse_special))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt."""
+        return list(self._ask("encode", prompt))
+
+    def counts(self) -> Counts:
+        """What is going on; all zero while there is no child."""
+        if self._channel is None and not self._closed.is_set():
+            return Counts(0, 0, 0, 0, 0, 0, 0, 0)
+        return Counts(*self._ask("counts"))
+
+    def close(self) -> None:
+        """End the child; safe to call twice."""
+        self._closed.set()
+        with self._lock:
+            channel, self._channel = self._channel, None
+        if channel:
+            channel.close(_GRACE_S)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        channel = self._running()
+        number = next(self._numbers)
+        return self._call(
+            channel, number, wire.Ask(number=number, method=method, arguments=list(arguments)), None
+        )
+
+    def _call(self, channel: Channel, number: int, message: wire.ToEngine, ticket: _Remote | None) -> Any:
+        done: Future[Any] = Future()
+        with self._lock:
+            if self._channel is not channel:
+                raise NativeCrash("the engine died just now", hint="try again")
+            if not self._answers and not self._tickets:
+                self._heard_s = time.monotonic()
+            self._answers[number] = done
+            if ticket:
+                self._tickets[number] = ticket
+        channel.send(wire.encode(message))
+        return done.result()
+
+    def _running(self) -> Channel:
+        """The channel to the child, which is started where there is none.
+
+        Raises:
+            BackendError: it crashed several times in a row, and its pause is not over.  RuntimeError: closed.
+        """
+        with self._starting:
+            if self._closed.is_set():
+                raise RuntimeError("this model is closed")
+            if self._channel is not None:
+                return self._channel
+            left_s = self._not_before_s - time.monotonic()
+            if left_s > 4 * FIRST_PAUSE_S:
+                raise BackendError(
+                    f"the engine crashed {self._n_crashes_in_row} times in a row and is not started for {left_s:.0f} s",
+                    hint="try later; edgellm doctor says more",
+                )
+            if left_s > 0:
+                self._closed.wait(left_s)
+            self._start()
+            assert self._channel is not None
+            return self._channel
+
+    def _start(self) -> wire.Ready:
+        self._before_start()
+        ready: queue.SimpleQueue[wire.Ready | EdgeLLMError] = queue.SimpleQueue()
+        self._ready = ready
+        channel = Channel(
+            self._argv,
+            on_message=self._receive,
+            on_end=lambda err: self._ended(channel, ready, err),
+            memory_limit_bytes=self._memory_limit_bytes,
+        )
+        with self._lock:
+            self._channel = channel
+            self._heard_s = time.monotonic()
+        channel.send(self._spec)
+        try:
+            found = ready.get(timeout=LOAD_TIMEOUT_S)
+        except queue.Empty:
+            slow = ResourceError(
+                f"the model is not loaded after {LOAD_TIMEOUT_S:g} s", hint="try a smaller one"
+            )
+            channel.kill(slow)
+            raise slow from None
+        except BaseException:
+            channel.close()
+            raise
+        if isinstance(found, EdgeLLMError):
+            raise found
+        return found
+
+    def _receive(self, data: bytes) -> None:
+        message = wire.decode_from_engine(data)
+        self._heard_s = time.monotonic()
+        if isinstance(message, wire.Gave):
+            ticket = self._tickets.get(message.number)
+            if message.piece.finish_reason is not None:
+                self._tickets.pop(message.number, None)
+                self._n_crashes_in_row = 0
+            if ticket:
+                ticket.put(message.piece)
+        elif isinstance(message, wire.Ready):
+            self._ready.put(message)
+        elif isinstance(message, wire.Answered):
+            done = self._answers.pop(message.number, None)
+            if done:
+                done.set_result(message.value)
+        elif isinstance(message, wire.Failed):
+            waiting, ticket = self._answers.pop(message.number, None), self._tickets.pop(message.number, None)
+            if waiting:
+                waiting.set_exception(wire.error_of(message))
+            elif ticket:
+                ticket.put(wire.error_of(message))
+
+    def _ended(
+        self, channel: Channel, ready: queue.SimpleQueue[wire.Ready | EdgeLLMError], err: EdgeLLMError
+    ) -> None:
+        """The child is gone: everyone who waits is told."""
+        closed = self._closed.is_set()
+        with self._lock:
+            if self._channel is channel:
+                self._channel = None
+            tickets, answers = list(self._tickets.values()), list(self._answers.values())
+            self._tickets.clear()
+            self._answers.clear()
+        if not closed and isinstance(err, NativeCrash):
+            self._n_crashes_in_row += 1
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._n_crashes_in_row - 1))
+            self._not_before_s = time.monotonic() + pause_s
+            self._on_crash(err)
+        said: Exception = RuntimeError("this model is closed") if closed else err
+        ready.put(err)
+        for done in answers:
+            done.set_exception(said)
+        for ticket in tickets:
+            ticket.put(said)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(5.0, self._hang_s / 4)):
+            channel = self._channel
+            with self._lock:
+                is_working = bool(self._tickets or self._answers)
+            silent_s = time.monotonic() - self._heard_s
+            if channel and is_working and silent_s > self._hang_s:
+                channel.kill(
+                    NativeCrash(
+                        f"the engine gave no sign of life for {silent_s:.0f} s, killed",
+                        hint="the model file may be damaged: edgellm verify",
+                        signal_name="hang",
+                    )
+                )

@@ -1,0 +1,106 @@
+"""What the public class and an engine in another process say to each other, as msgpack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edgellm.errors import EdgeLLMError, error_named
+from edgellm.formats.records import Record
+from edgellm.report import RuntimeInfo
+from edgellm.runtime.request import Piece, Request
+
+
+class Submit(Record, tag=True):
+    """Begin a generation."""
+
+    number: int
+    request: Request
+
+
+class Cancel(Record, tag=True):
+    """Stop a generation."""
+
+    number: int
+
+
+class Taken(Record, tag=True):
+    """So many pieces of a generation were read."""
+
+    number: int
+    n_pieces: int
+
+
+class Ask(Record, tag=True):
+    """Call a method of the engine with these arguments."""
+
+    number: int
+    method: str
+    arguments: list[Any]
+
+
+class Ready(Record, tag=True):
+    """The model is loaded."""
+
+    context: int
+    chat_template: str | None
+    info: RuntimeInfo
+
+
+class Gave(Record, tag=True):
+    """A part of a generation."""
+
+    number: int
+    piece: Piece
+
+
+class Answered(Record, tag=True):
+    """What a method gave."""
+
+    number: int
+    value: Any
+
+
+class Failed(Record, tag=True):
+    """A generation or a method ended with an error."""
+
+    number: int
+    kind: str
+    message: str
+    hint: str | None
+
+
+class Alive(Record, tag=True):
+    """Work goes on."""
+
+
+ToEngine = Submit | Cancel | Taken | Ask
+FromEngine = Ready | Gave | Answered | Failed | Alive
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+
+_PYTHON_ERRORS: dict[str, type[Exception]] = {
+    "ValueError": ValueError,
+    "TypeError": TypeError,
+    "RuntimeError": RuntimeError,
+}
+
+
+def failed(number: int, err: BaseException) -> Failed:
+    """An error as a message."""
+    if isinstance(err, EdgeLLMError):
+        return Failed(number=number, kind=type(err).__name__, message=err.message, hint=err.hint)
+    return Failed(number=number, kind=type(err).__name__, message=str(err)[:1000], hint=None)
+
+
+def error_of(message: Failed) -> Exception:
+    """The error that a message tells of, as the class it was."""
+    if message.kind in _PYTHON_ERRORS:
+        return _PYTHON_ERRORS[message.kind](message.message)
+    found = error_named(message.kind)
+    if found is None:
+        return EdgeLLMError(f"{message.kind}: {message.message}")
+    return found(message.message, hint=message.hint)
