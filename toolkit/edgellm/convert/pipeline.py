@@ -203,16 +203,10 @@ def convert(
         written = _write(into / "model.gguf", source, recipe, slabs, progress)
         entries = [
             artifact.FileEntry(name="model.gguf", n_bytes=written.file_bytes, sha256=written.sha256),
+            *_write_companions(
+                into, checkpoint, encoding.importance if recipe.imatrix == "collected" else None
+            ),
         ]
-        if checkpoint.tokenizer_json is not None:
-            (into / "tokenizer.json").write_bytes(checkpoint.tokenizer_json)
-            entries.append(artifact.entry_for(into / "tokenizer.json"))
-        elif checkpoint.tokenizer_path:
-            shutil.copyfile(checkpoint.tokenizer_path, into / "tokenizer.json")
-            entries.append(artifact.entry_for(into / "tokenizer.json"))
-        if encoding.importance and recipe.imatrix == "collected":
-            write_imatrix(into / IMATRIX_NAME, encoding.importance)
-            entries.append(artifact.entry_for(into / IMATRIX_NAME))
     return Manifest(
         schema=artifact.MANIFEST_SCHEMA,
         model=checkpoint.name,
@@ -235,6 +229,20 @@ def convert(
         warnings=[*conversion_warnings(source, recipe), *_zero_warnings(source, written)],
         importance=encoding.provenance,
     )
+
+
+def _write_companions(
+    into: Path, checkpoint: Checkpoint, importance: ImportanceMatrix | None
+) -> list[artifact.FileEntry]:
+    """Write what lies beside the model: its tokenizer, and the importance matrix that was collected for it."""
+    tokenizer_path, matrix_path = into / "tokenizer.json", into / IMATRIX_NAME
+    if checkpoint.tokenizer_json is not None:
+        tokenizer_path.write_bytes(checkpoint.tokenizer_json)
+    elif checkpoint.tokenizer_path:
+        shutil.copyfile(checkpoint.tokenizer_path, tokenizer_path)
+    if importance:
+        write_imatrix(matrix_path, importance)
+    return [artifact.entry_for(path) for path in (tokenizer_path, matrix_path) if path.exists()]
 
 
 def _check_lengths(checkpoint: Checkpoint, parents: Sequence[Parent]) -> None:
