@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from edgellm.errors import DeadlineError, QueueFullError
+from edgellm.errors import DeadlineError, QueueFullError, SpecError
 from edgellm.runtime.model import Model
 from edgellm.runtime.scheduler import CHUNK_TOKENS
 from edgellm.runtime.ticket import MAX_UNREAD
@@ -236,3 +238,34 @@ def test_guesses_change_no_token() -> None:
         assert done.text == "one two three four five six seven"
         assert done.usage.accepted_tokens > 10
         assert done.usage.drafted_tokens >= done.usage.accepted_tokens
+
+
+def test_constraints_side_by_side_are_kept_each_by_its_own() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    with make(None, parallel=3) as model:
+        streams = [
+            model.stream("a", json_schema=schema, seed=1),
+            model.stream("b", regex="(ab|cd){3}", seed=2),
+            model.stream("c", max_tokens=9, seed=3),
+        ]
+        texts = ["".join(piece.text for piece in stream) for stream in streams]
+        assert json.loads(texts[0])["ok"] in (True, False)
+        assert re.fullmatch("(ab|cd){3}", texts[1])
+        assert texts[2] == model.generate("c", max_tokens=9, seed=3).text
+        plain = model.generate("a", json_schema=schema, seed=1, speculate=False)
+        assert plain.text == texts[0]
+        assert plain.finish_reason == "stop"
+
+
+def test_a_constraint_that_cannot_be_is_refused_at_the_call() -> None:
+    with make(None) as model:
+        with pytest.raises(SpecError):
+            model.stream("a", regex="(")
+        with pytest.raises(ValueError, match="json_schema and regex"):
+            model.stream("a", json_schema={}, regex="a")
+        assert model.generate("a", max_tokens=1).token_ids

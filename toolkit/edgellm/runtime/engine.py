@@ -8,6 +8,7 @@ from typing import Protocol
 
 from edgellm.protocols import Backend
 from edgellm.report import RuntimeInfo
+from edgellm.runtime.constraints import Constraints
 from edgellm.runtime.generation import Generation
 from edgellm.runtime.overflow import fit_prompt
 from edgellm.runtime.prompts import Prompt, PromptEncoder
@@ -72,6 +73,7 @@ class LocalEngine:
         self._backend = backend
         self._tokenizer = Tokenizer(backend, tokenizer_path)
         self._prompts = PromptEncoder(backend, self._tokenizer, name)
+        self._constraints = Constraints(backend)
         self.context = context
         self.chat_template = backend.chat_template
         self._closed = False
@@ -91,7 +93,7 @@ class LocalEngine:
             ticket: where its pieces go; by default a new one, which is returned.
 
         Raises:
-            SpecError, BadInputError, ContextOverflowError: what the prompt gives cause to.
+            SpecError, BadInputError, ContextOverflowError: what the prompt or the constraint gives cause to.
             QueueFullError: too many wait already.  RuntimeError: closed.
         """
         started_s = time.perf_counter()
@@ -100,10 +102,19 @@ class LocalEngine:
             self._prompts.encode(request.prompt), context=self.context, policy=request.overflow,
             n_keep=request.keep_tokens, max_tokens=request.max_tokens,
         )  # fmt: skip
+        constraint = (
+            self._constraints.compile(request.constraint, deferred=True) if request.constraint else None
+        )
         ticket = ticket or Ticket(on_cancel=self.scheduler.wake, on_taken=self.scheduler.wake)
         self.scheduler.submit(
             Generation(
-                request, ids, backend=self._backend, ticket=ticket, started_s=started_s, n_dropped=n_dropped
+                request,
+                ids,
+                backend=self._backend,
+                ticket=ticket,
+                started_s=started_s,
+                n_dropped=n_dropped,
+                constraint=constraint,
             )
         )
         return ticket

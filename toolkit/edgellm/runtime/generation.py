@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgellm.protocols import Adapters, Backend, Constraint, Feed, FloatArray, Sampled
+from edgellm.protocols import Adapters, Backend, Feed, FloatArray, Sampled
 from edgellm.report import Missing
+from edgellm.runtime.constraints import TokenConstraint
 from edgellm.runtime.request import FinishReason, Piece, Request, TokenLogprob, Usage
-from edgellm.runtime.speculation import Drafter, Pace
+from edgellm.runtime.speculation import MAX_DRAFT, Drafter, Pace
 from edgellm.runtime.text import TextAssembler
 from edgellm.runtime.ticket import Ticket
 
@@ -32,7 +33,7 @@ class Generation:
         ticket: Ticket,
         started_s: float,
         n_dropped: int = 0,
-        constraint: Constraint | None = None,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         self.request, self.ids, self.ticket = request, ids, ticket
         self.adapters: Adapters = tuple(sorted(request.adapters.items()))
@@ -85,6 +86,10 @@ class Generation:
     def _draft(self) -> list[int]:
         if self.drafter is None or self.pace is None or not self._n_drawn:
             return []
+        if self.constraint is not None:
+            forced = self.constraint.forced_tokens()[: min(MAX_DRAFT, self.budget - self._n_drawn - 1)]
+            if forced:
+                return forced
         n_tokens = min(self.pace.length(), self.budget - self._n_drawn - 1)
         return self.drafter.guess(n_tokens) if n_tokens > 0 else []
 
@@ -93,10 +98,16 @@ class Generation:
         self._to_feed = [*tokens, *self._to_feed]
 
     def take(self, feed: Feed, sampled: Sampled) -> bool:
-        """Take what a step gave; True when the generation is over."""
+        """Take what a step gave; True when the generation is over.
+
+        Raises:
+            EdgeLLMError: its constraint cannot go on.
+        """
         if not sampled.tokens:
             self._to_feed = self._to_feed[len(feed.tokens) :]
             return False
+        if self.constraint is not None and self.constraint.failure is not None:
+            raise self.constraint.failure
         self._last_s = time.perf_counter()
         if not self._n_drawn:
             self._first_s = self._last_s
@@ -122,6 +133,8 @@ class Generation:
                     reason = "stop"
                 elif self._n_drawn >= self.budget:
                     reason = "length"
+                elif len(ids) == len(sampled.tokens) and self.constraint and self.constraint.is_complete:
+                    reason = "stop"
             if reason:
                 break
         self._to_feed = sampled.tokens[-1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import queue
 import weakref
@@ -13,6 +14,7 @@ from typing import Any, TypedDict, Unpack
 from edgellm.artifact import Manifest
 from edgellm.protocols import SamplingParams
 from edgellm.report import RuntimeInfo
+from edgellm.runtime.constraints import ConstraintSpec
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.prompts import Prompt
 from edgellm.runtime.request import Completion, Overflow, Piece, Request, completion
@@ -38,6 +40,8 @@ class Options(TypedDict, total=False):
         deadline_s: seconds after which it ends with a DeadlineError.
         overflow: what happens where the context is too small: `error`, `shift` or `middle`.
         keep_tokens: tokens at the beginning that `shift` and `middle` keep.
+        json_schema: the text is JSON that fits this schema (a dict, or its text).
+        regex, grammar: the text fits this regular expression; this grammar in llguidance's notation or in GBNF.
         top_logprobs: log-probabilities of what is drawn, and of that many likely tokens beside.
         adapters: name -> scale of LoRA adapters that were loaded with the model.
         speculate: whether guesses may be tried; they never change the text.
@@ -59,6 +63,9 @@ class Options(TypedDict, total=False):
     deadline_s: float | None
     overflow: Overflow
     keep_tokens: int
+    json_schema: dict[str, Any] | str | None
+    regex: str | None
+    grammar: str | None
     top_logprobs: int | None
     adapters: dict[str, float]
     speculate: bool
@@ -215,8 +222,20 @@ def make_request(prompt: Prompt, options: Options) -> Request:
     if isinstance(stop, str):
         raise TypeError("stop is one string, expected a list of strings")
     sampling = SamplingParams(**{name: rest.pop(name, default) for name, default in _SAMPLING.items()})
-    unknown = sorted(set(rest) - set(Options.__annotations__))
+    rest["constraint"] = _constraint(rest)
+    unknown = sorted(set(rest) - set(Options.__annotations__) - {"constraint"})
     if unknown:
         raise TypeError(f"unknown option {unknown[0]!r}")
     given: Any = prompt if isinstance(prompt, str) else list(prompt)
     return Request(prompt=given, sampling=sampling, stop=list(stop), **rest)
+
+
+def _constraint(options: dict[str, Any]) -> ConstraintSpec | None:
+    given = {kind: options.pop(kind, None) for kind in ("json_schema", "regex", "grammar")}
+    asked = [(kind, value) for kind, value in given.items() if value is not None]
+    if len(asked) > 1:
+        raise ValueError(f"{asked[0][0]} and {asked[1][0]} together: give one")
+    if not asked:
+        return None
+    kind, value = asked[0]
+    return ConstraintSpec(kind=kind, text=value if isinstance(value, str) else json.dumps(value))  # type: ignore[arg-type]

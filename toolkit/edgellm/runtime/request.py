@@ -8,6 +8,7 @@ from typing import Any, Literal
 from edgellm.formats.records import Record
 from edgellm.protocols import SamplingParams
 from edgellm.report import Missing
+from edgellm.runtime.constraints import ConstraintSpec
 
 FinishReason = Literal["stop", "length"]
 Overflow = Literal["error", "shift", "middle"]
@@ -27,6 +28,7 @@ class Request(Record):
         overflow: what happens where the context is too small: an error; `shift` drops the oldest tokens, while
             generating too; `middle` drops the middle of the prompt.
         keep_tokens: tokens at the beginning of the prompt that `shift` and `middle` keep.
+        constraint: what the text must fit; None for anything.
         top_logprobs: log-probabilities of the tokens drawn, and of that many likely ones beside; None for none.
         adapters: name -> scale of LoRA adapters that were loaded.
         speculate: whether guesses may be tried; they change the time that it takes, never the text.
@@ -41,6 +43,7 @@ class Request(Record):
     deadline_s: float | None = None
     overflow: Overflow = "error"
     keep_tokens: int = 0
+    constraint: ConstraintSpec | None = None
     top_logprobs: int | None = None
     adapters: dict[str, float] = {}
     speculate: bool = True

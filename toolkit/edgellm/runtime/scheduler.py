@@ -302,9 +302,14 @@ class Scheduler:
             self._take(generation, feed, sampled)
 
     def _take(self, generation: Generation, feed: Feed, sampled: Sampled) -> None:
-        if generation.take(feed, sampled):
+        try:
+            if not generation.take(feed, sampled):
+                return
             self._n_done += 1
-            self._leave(generation)
+        except EdgeLLMError as err:
+            self._n_failed += 1
+            generation.ticket.put(err)
+        self._leave(generation)
 
     def _note_time(self, feeds: Sequence[Feed], seconds: float) -> None:
         if len(feeds) == 1:
