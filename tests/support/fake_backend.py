@@ -94,6 +94,11 @@ class FakeBackend:
             raise SpecError(f"an adapter named {name!r} is loaded already")
         self.adapters[name] = path
 
+    def check_adapters(self, adapters: Adapters) -> None:
+        for name, _ in adapters:
+            if name not in self.adapters:
+                raise ValueError(f"unknown adapter {name!r}")
+
     def open(self, *, n_sequences: int, context: int, observer: Observer | None = None) -> FakeBatcher:
         self.batchers.append(FakeBatcher(self, n_sequences, context, observer))
         return self.batchers[-1]
@@ -134,8 +139,7 @@ class FakeBatcher:
                 raise ValueError("no tokens, or one outside the vocabulary")
             if feed.draft and (feed.sampling is None or feed.want == "all"):
                 raise ValueError("a draft is checked by drawing")
-            if any(name not in self._model.adapters for name, _ in feed.adapters):
-                raise ValueError("unknown adapter")
+            self._model.check_adapters(feed.adapters)
             if length > self.context:
                 raise ContextOverflowError(f"{length} tokens do not fit the context of {self.context}")
         self.before_step()

@@ -288,6 +288,14 @@ class Backend(Protocol):
         """
         ...
 
+    def check_adapters(self, adapters: Adapters) -> None:
+        """Refuse names that are not loaded, and scales out of bounds.
+
+        Raises:
+            ValueError: one is.
+        """
+        ...
+
     def open(self, *, n_sequences: int, context: int, observer: Observer | None = None) -> Batcher:
         """Make caches for that many sequences of `context` tokens each.
 

@@ -18,7 +18,7 @@ from edgellm.native.llama_batcher import LlamaBatcher
 from edgellm.native.llama_embeddings import LlamaEmbedder
 from edgellm.native.llama_library import binding_version, bindings, failure, forget_errors, header_overrides
 from edgellm.native.llama_options import KV_TYPES, LlamaOptions
-from edgellm.protocols import AskedPooling, Capabilities, Observer
+from edgellm.protocols import Adapters, AskedPooling, Capabilities, Observer
 from edgellm.report import RuntimeInfo
 
 __all__ = ["KV_TYPES", "LlamaBatcher", "LlamaModel", "LlamaOptions"]
@@ -167,6 +167,14 @@ class LlamaModel:
         """
         self._check_open()
         self._adapters.load(self._model, name, path)
+
+    def check_adapters(self, adapters: Adapters) -> None:
+        """Refuse names that are not loaded, and scales out of bounds.
+
+        Raises:
+            ValueError: one is.
+        """
+        self._adapters.check(adapters)
 
     def open(self, *, n_sequences: int = 1, context: int, observer: Observer | None = None) -> LlamaBatcher:
         """Make KV caches for that many sequences of `context` tokens each.

@@ -98,6 +98,7 @@ class LocalEngine:
         """
         started_s = time.perf_counter()
         self._check_open()
+        self._backend.check_adapters(tuple(request.adapters.items()))
         ids, n_dropped = fit_prompt(
             self._prompts.encode(request.prompt), context=self.context, policy=request.overflow,
             n_keep=request.keep_tokens, max_tokens=request.max_tokens,

@@ -1,0 +1,135 @@
+"""Real models side by side: adapters, guesses, saved prefixes and company change no token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from edgellm import api
+from edgellm.convert import lora
+from edgellm.errors import BackendError, BadInputError, MissingInputError
+from edgellm.runtime.model import Model
+from tests.support import tiny_llama
+
+STORIES = [
+    "Once upon a time there was a",
+    "The capital of France is",
+    "One, two, three, four, one, two, three,",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    """A tiny random base as GGUF, and two random adapters of it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    source = tiny_llama.read_source(tiny_llama.write_tiny_llama(folder / "base"))
+    base = tiny_llama.write_f32(source, folder / "base.gguf")
+    adapters = {}
+    for seed, name in enumerate(("red", "blue")):
+        rng = np.random.default_rng(seed)
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
+        directory = folder / name
+        directory.mkdir()
+        (directory / "adapter_config.json").write_text(json.dumps(config))
+        tensors = {}
+        for layer in range(2):
+            for module, n_out in (("q_proj", 64), ("v_proj", 32)):
+                place = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+                tensors[f"{place}.lora_A.weight"] = rng.standard_normal((4, 64), dtype=np.float32)
+                tensors[f"{place}.lora_B.weight"] = rng.standard_normal((n_out, 4), dtype=np.float32)
+        save_file(tensors, directory / "adapter_model.safetensors")
+        adapters[name] = folder / f"{name}.gguf"
+        lora.write_adapter(adapters[name], source, lora.read_adapter(directory), type_name="F32")
+    return base, adapters
+
+
+def load_tiny(tiny: tuple[Path, dict[str, Path]], parallel: int) -> Model:
+    base, adapters = tiny
+    names = {name: str(path) for name, path in adapters.items()}
+    return api.load(base, context=128, threads=1, parallel=parallel, adapters=names)
+
+
+def test_two_adapters_and_none_at_once_equal_each_alone(tiny: tuple[Path, dict[str, Path]]) -> None:
+    asked = [{}, {"red": 1.0}, {"blue": 1.0}, {"red": 0.5, "blue": 2.0}, {}, {"red": 1.0}]
+    options = {"max_tokens": 24, "temperature": 0, "cache_prompt": False}
+    with load_tiny(tiny, 1) as model:
+        alone = [model.generate("in the end", adapters=a, **options).token_ids for a in asked]  # type: ignore[arg-type]
+    with load_tiny(tiny, 4) as model:
+        streams = [model.stream("in the end", adapters=a, **options) for a in asked]  # type: ignore[arg-type]
+        together = [[t for piece in stream for t in piece.token_ids] for stream in streams]
+        assert together == alone
+        assert len({tuple(ids) for ids in alone}) == 4
+        beside = model.stream("in the end", **options)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="unknown adapter 'green'"):
+            model.stream("in", adapters={"green": 1.0}, max_tokens=1)
+        assert [t for piece in beside for t in piece.token_ids] == alone[0]
+        with pytest.raises(ValueError, match="scale"):
+            model.stream("in", adapters={"red": float("nan")}, max_tokens=1)
+        assert model.generate("in the end", **options).token_ids == alone[0]  # type: ignore[arg-type]
+
+
+def test_what_is_no_adapter_is_refused(
+    tiny: tuple[Path, dict[str, Path]], smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    base, adapters = tiny
+    with pytest.raises(BadInputError, match="a model, not an adapter"):
+        api.load(base, adapters={"red": str(base)})
+    with pytest.raises(MissingInputError, match="no adapter"):
+        api.load(base, adapters={"red": str(tmp_path)})
+    with pytest.raises(BackendError, match="adapter"):
+        api.load(smollm2_gguf, context=64, adapters={"red": str(adapters["red"])})
+
+
+@pytest.fixture(scope="module")
+def alone(smollm2_gguf: Path) -> list[list[int]]:
+    """What each story becomes on an idle machine, one by one, without guesses."""
+    with api.load(smollm2_gguf, context=256, cache_bytes=0) as model:
+        return [
+            model.generate(story, max_tokens=24, temperature=0, speculate=False, cache_prompt=False).token_ids
+            for story in STORIES
+        ]
+
+
+@pytest.fixture(scope="module")
+def busy(smollm2_gguf: Path) -> Iterator[Model]:
+    with api.load(smollm2_gguf, context=256, parallel=3) as model:
+        yield model
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_greedy_answers_in_company_equal_those_alone(
+    busy: Model, alone: list[list[int]], speculate: bool
+) -> None:
+    streams = [busy.stream(s, max_tokens=24, temperature=0, speculate=speculate) for s in STORIES * 2]
+    found = [[t for piece in stream for t in piece.token_ids] for stream in streams]
+    assert found == alone * 2
+
+
+def test_a_seed_gives_one_text_whatever_goes_on_beside(busy: Model) -> None:
+    options = {"max_tokens": 16, "temperature": 0.9, "seed": 5}
+    first = busy.generate(STORIES[2], **options, speculate=False).token_ids  # type: ignore[arg-type]
+    beside = busy.stream(STORIES[0], max_tokens=60, temperature=0)
+    assert busy.generate(STORIES[2], **options).token_ids == first  # type: ignore[arg-type]
+    beside.close()
+
+
+def test_a_copied_or_saved_prefix_gives_the_same_text(smollm2_gguf: Path) -> None:
+    long = "A list of animals: cat, dog, horse, cow, sheep, goat, pig, hen, duck, goose, rabbit, mouse, rat, and then a "
+    with api.load(smollm2_gguf, context=256, parallel=2) as model:
+        expected = model.generate(long, max_tokens=12, temperature=0, cache_prompt=False).token_ids
+        model.generate(long + "wolf which ate", max_tokens=2, temperature=0)
+        copied = model.generate(long, max_tokens=12, temperature=0)
+        assert copied.usage.cached_tokens > 20
+        for i in range(2):
+            model.generate(
+                f"{i} is a number that has nothing to do with the others, as everyone knows well. " * 2,
+                max_tokens=1,
+            )
+        saved = model.generate(long, max_tokens=12, temperature=0)
+        assert saved.usage.cached_tokens > 20
+        assert copied.token_ids == saved.token_ids == expected
