@@ -89,15 +89,14 @@ def _answer(
     messages.append({"role": "user", "content": line})
     said: list[str] = []
     usage = None
-    stream = model.stream(messages, **sampling)
     try:
-        for piece in stream:
-            said.append(piece.text)
-            usage = piece.usage
-            show_answer(piece.text)
+        with model.stream(messages, **sampling) as stream:
+            for piece in stream:
+                said.append(piece.text)
+                usage = piece.usage
+                show_answer(piece.text)
         click.echo()
     except KeyboardInterrupt:
-        stream.close()
         click.echo("\n(stopped)", err=True)
     except ContextOverflowError as err:
         messages.pop()
