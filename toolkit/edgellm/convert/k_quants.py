@@ -8,6 +8,7 @@ ggml's own quantizer is called.
 from __future__ import annotations
 
 import functools
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ _MOST_LEFT = 0.25
 # numpy copies rows shorter than its buffer into it before it broadcasts them, which takes as long as the work.
 _BUFFER_VALUES = 1024
 _MOST_SCALE = np.float32(63)
+_one_at_a_time = threading.Lock()
 _ROUNDER = np.float32(12582912)
 
 
@@ -40,7 +42,14 @@ def quantize_rows(rows: ggml.Floats, type_name: str) -> ggml.Bytes:
         is_finite = np.isfinite(rows.sum())
     if not is_finite or rows.shape[1] % BLOCK:  # refused there, unless only the sum overflows
         return ggml.quantize_rows(rows, type_name)
-    packed = _quantize_blocks(np.ascontiguousarray(rows, dtype=np.float32).reshape(-1, BLOCK), type_name)
+    # Two threads in numpy would pass the interpreter's lock to and fro a million times, which takes longer than it
+    # saves; ggml does not hold it. So one thread searches here while the others are in ggml.
+    if not _one_at_a_time.acquire(blocking=False):
+        return ggml.quantize_rows(rows, type_name)
+    try:
+        packed = _quantize_blocks(np.ascontiguousarray(rows, dtype=np.float32).reshape(-1, BLOCK), type_name)
+    finally:
+        _one_at_a_time.release()
     return packed.reshape(len(rows), -1)
 
 
