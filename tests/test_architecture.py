@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "toolkit" / "edgellm"
 ROWS: tuple[tuple[bool, tuple[str, ...]], ...] = (
     (True, ("errors", "units", "resources", "outside")),
     (False, ("formats",)),
-    (True, ("shape", "targets", "checkpoint", "artifact", "staging", "scratch", "workload")),
+    (True, ("shape", "targets", "checkpoint", "artifact", "locks", "staging", "scratch", "workload")),
     (True, ("report", "protocols", "registry")),
     (True, ("process", "machine", "meters", "native", "hub")),
     (False, ("convert", "runtime", "planner", "profiler", "cost")),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,12 +41,6 @@ def stage_and_raise(final: Path, error: BaseException, *, force: bool = False) -
     with staged_directory(final, force=force) as staging:
         write_artifact(staging)
         raise error
-
-
-def dead_pid() -> int:
-    child = start("")
-    child.communicate()
-    return child.pid
 
 
 def test_clean_exit(tmp_path: Path) -> None:
@@ -133,22 +129,70 @@ def test_a_name_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_leftovers_of_the_dead_are_removed_and_of_the_living_kept(tmp_path: Path) -> None:
-    dead = tmp_path / f".out.partial-{dead_pid()}-0123abcd"
-    alive = tmp_path / f".out.partial-{os.getpid()}-0123abcd"
-    other = tmp_path / f".other.partial-{dead_pid()}-0123abcd"
-    unlike = tmp_path / ".out.partial-notes"
-    for folder in (dead, alive, other, unlike):
+HOLD = """
+import pathlib, sys
+from edgellm.staging import staged_directory
+with staged_directory(pathlib.Path(sys.argv[1])) as staging:
+    (staging / "model.gguf").write_bytes(b"half")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def holding(final: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is writing under that name."""
+    with start(HOLD, final, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"ready\n"
+        yield child
+
+
+def leave_behind(name: str, place: Path) -> Path:
+    """What a killed process leaves under a name of work in progress: its lock, which nobody holds, beside it."""
+    path = place / f".{name}.partial-0123456789ab"
+    (place / f"{path.name}.lock").touch()
+    return path
+
+
+def test_leftovers_of_the_dead_are_removed_and_all_else_is_kept(tmp_path: Path) -> None:
+    dead, other = leave_behind("out", tmp_path), leave_behind("other", tmp_path)
+    without_lock, unlike = tmp_path / ".out.partial-ba9876543210", tmp_path / ".out.partial-notes"
+    (tmp_path / ".out.partial-notes.lock").touch()
+    for folder in (dead, other, without_lock, unlike):
         write_artifact(folder)
     with staged_directory(tmp_path / "out") as staging:
         write_artifact(staging)
-    assert names(tmp_path) == sorted([alive.name, other.name, unlike.name, "out"])
+    kept = [other.name, f"{other.name}.lock", without_lock.name, unlike.name, f"{unlike.name}.lock", "out"]
+    assert names(tmp_path) == sorted(kept)
+
+
+def test_a_live_process_keeps_its_files_where_its_id_means_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As between two containers that share a directory."""
+
+    def nobody_there(pid: int, number: int) -> None:
+        raise ProcessLookupError
+
+    final = tmp_path / "out"
+    with holding(final) as child:
+        monkeypatch.setattr(os, "kill", nobody_there)
+        with staged_directory(final) as staging:
+            write_artifact(staging)
+            assert len(list(tmp_path.glob(".out.partial-*/model.gguf"))) == 2
+        (kept,) = tmp_path.glob(".out.partial-*/model.gguf")
+        assert kept.read_bytes() == b"half"
+        monkeypatch.undo()
+        child.kill()
+    with staged_directory(final, force=True) as staging:
+        write_artifact(staging)
+    assert names(tmp_path) == ["out"]
 
 
 def test_a_leftover_that_is_a_link_is_unlinked_not_followed(tmp_path: Path) -> None:
     target = write_artifact(tmp_path / "real")
-    link = tmp_path / f".out.partial-{dead_pid()}-0123abcd"
-    link.symlink_to(target)
+    leave_behind("out", tmp_path).symlink_to(target)
     with staged_directory(tmp_path / "out") as staging:
         write_artifact(staging)
     assert names(tmp_path) == ["out", "real"]
@@ -156,24 +200,12 @@ def test_a_leftover_that_is_a_link_is_unlinked_not_followed(tmp_path: Path) -> N
 
 
 def test_killed_in_the_middle(tmp_path: Path) -> None:
-    code = (
-        "import pathlib, sys\n"
-        "from edgellm.staging import staged_directory\n"
-        "with staged_directory(pathlib.Path(sys.argv[1])) as staging:\n"
-        "    (staging / 'model.gguf').write_bytes(b'half')\n"
-        "    print('ready', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
     final = tmp_path / "out"
-    with start(code, final, stdout=subprocess.PIPE) as child:
-        assert child.stdout
-        assert child.stdout.readline() == b"ready\n"
+    with holding(final) as child:
         os.kill(child.pid, signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
     assert not final.exists()
-    leftovers = names(tmp_path)
-    assert len(leftovers) == 1
-    assert f"-{child.pid}-" in leftovers[0]
+    assert len(list(tmp_path.glob(".out.partial-*/model.gguf"))) == 1
     with staged_directory(final) as staging:
         write_artifact(staging)
     assert names(tmp_path) == ["out"]
@@ -236,6 +268,13 @@ def test_staged_file_replaces_in_one_step(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert final.read_text() == "new"
+    assert names(tmp_path) == ["report.json"]
+
+
+def test_a_file_that_a_killed_process_began_is_removed_by_the_next(tmp_path: Path) -> None:
+    leave_behind("report.json", tmp_path).write_text("half")
+    with staged_file(tmp_path / "report.json") as temporary:
+        temporary.write_text("new")
     assert names(tmp_path) == ["report.json"]
 
 

@@ -1,7 +1,7 @@
 """How output appears: whole under its final name, or not at all.
 
 Work is done under a name beside the final one and takes that name in a single step. What a killed process left behind
-is removed by the next run for the same name.
+is removed by the next run for the same name; how it is known from what another one is writing now stands in `locks`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgellm import locks
 from edgellm.artifact import MANIFEST_NAME, holds_nothing_else
 from edgellm.errors import OutputError, OutputExistsError
 from edgellm.resources import CACHE_VARIABLE
@@ -32,23 +33,19 @@ def staged_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
         OutputError: the place cannot be written.
     """
     check_output_free(final, force=force)
-    staging = None
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(final)
-        staging = _partial(final)
-        staging.mkdir()
-    except OSError as err:
-        raise write_error(final, err) from err
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            staging = stack.enter_context(_partial(final))
+            staging.mkdir()
+        except OSError as err:
+            raise write_error(final, err) from err
         yield staging
         try:
             _sync_directory(staging)
             _take_name(staging, final, force=force)
         except OSError as err:
             raise write_error(final, err) from err
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def check_output_free(final: Path, *, force: bool) -> None:
@@ -108,18 +105,14 @@ def staged_file(final: Path) -> Iterator[Path]:
     final = final.resolve() if final.is_symlink() else final
     if final.exists() and not final.is_file():
         raise OutputError(f"{final}: exists and is not a regular file", hint="choose another -o")
-    temporary = _partial(final)
     try:
-        if final.parent.is_dir():
-            _remove_abandoned(final)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(final)
+        with _partial(final) as temporary:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(final)
     except OSError as err:
         raise write_error(final, err) from err
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_error(path: Path, err: OSError, *, in_cache: bool = False) -> OutputError:
@@ -190,29 +183,19 @@ def _exchange(one: Path, other: Path) -> bool:
     return done == 0
 
 
-def _partial(final: Path) -> Path:
-    return final.parent / f".{final.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+@contextlib.contextmanager
+def _partial(final: Path) -> Iterator[Path]:
+    """A name beside the final one that is ours for the block; what killed processes left under such names goes first."""
+    prefix = f".{final.name}.partial-"
+    of_final = re.compile(re.escape(prefix) + locks.RANDOM + re.escape(locks.SUFFIX))
+    locks.sweep(path for path in _entries(final.parent) if of_final.fullmatch(path.name))
+    with locks.held_name(final.parent, prefix) as path:
+        yield path
 
 
-def _remove_abandoned(final: Path) -> None:
-    pattern = re.compile(rf"\.{re.escape(final.name)}\.partial-(\d+)-[0-9a-f]{{8}}\Z")
-    for path in final.parent.iterdir():
-        match = pattern.match(path.name)
-        if match and not _alive(int(match[1])):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+def _entries(directory: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):  # whether it can be written shows in the next step
+        yield from directory.iterdir()
 
 
 def _sync_directory(path: Path) -> None:
