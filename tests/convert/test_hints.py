@@ -78,6 +78,18 @@ def test_files_that_are_not_what_they_should_be_have_a_hint(tmp_path: Path) -> N
     assert all(hinted)
 
 
+@pytest.mark.parametrize("data", [b"", b"\x7fELF", b"version https://git-lfs"], ids=str)
+def test_a_file_that_is_no_model_has_a_hint(tmp_path: Path, data: bytes) -> None:
+    noise = tmp_path / "noise.gguf"
+    noise.write_bytes(data)
+    directory = write_tiny_llama(tmp_path / "m")
+    (directory / "model.safetensors").write_bytes(data)
+    for path in (noise, directory):
+        with pytest.raises(BadInputError) as caught:
+            open_checkpoint(path)
+        assert "download it again" in str(caught.value.hint)
+
+
 def test_a_type_that_rows_cannot_have_comes_with_those_they_can(tmp_path: Path) -> None:
     directory = write_tiny_llama(tmp_path / "m")  # rows of 64
     with pytest.raises(SpecError, match="cannot be Q6_K") as caught:

@@ -80,9 +80,17 @@ class MissingInputError(EdgeLLMError):
 
 
 class BadInputError(EdgeLLMError):
-    """Input that is malformed, truncated, or not what it claims to be."""
+    """Input that is malformed, truncated, or not what it claims to be.
+
+    Args:
+        table: lines that say what would do, a heading first; none where that needs no table.
+    """
 
     exit_code = 65
+
+    def __init__(self, message: str, *, hint: str | None = None, table: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.table = list(table)
 
 
 class UnsafeInputError(BadInputError):
@@ -102,15 +110,7 @@ class ContextOverflowError(BadInputError):
 
 
 class DoesNotFitError(BadInputError):
-    """A model that its target cannot hold.
-
-    Args:
-        table: lines that say what would fit, a heading first.
-    """
-
-    def __init__(self, message: str, *, hint: str | None = None, table: Sequence[str] = ()) -> None:
-        super().__init__(message, hint=hint)
-        self.table = list(table)
+    """A model that its target cannot hold; the table says what would fit."""
 
 
 class IncomparableError(BadInputError):

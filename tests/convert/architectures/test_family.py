@@ -69,3 +69,9 @@ def test_an_unknown_class_is_bad_data_with_the_nearest_and_the_other_route(tmp_p
         )
     assert caught.value.exit_code == 65
     assert caught.value.hint == architectures.ONNX_HINT
+    heading, *rows = caught.value.table
+    assert heading.split() == ["family", "model", "classes"]
+    listed = [row.partition(" ") for row in rows]
+    assert [name for name, _, _ in listed] == sorted(name for name, _, _ in listed)
+    classes = {word.strip() for _, _, rest in listed for word in rest.split(",")}
+    assert classes == set(architectures.FAMILIES)

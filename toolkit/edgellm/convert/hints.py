@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Iterator
 
 from edgellm.errors import EdgeLLMError
+from edgellm.formats.safetensors import AGAIN_HINT
 
 BROKEN = "the weights are damaged or were never sound: download them again, or convert another model"
-TRUNCATED = "download it again, or copy it again from where it came"
+TRUNCATED = AGAIN_HINT
 SAVE_AS_UTF8 = "save the text as UTF-8"
 
 

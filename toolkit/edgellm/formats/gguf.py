@@ -46,6 +46,7 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 _REMOVED_TYPES = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4"}
 _REMOVED_TYPES |= {37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
+_NO_GGUF_HINT = "download it again if it should be one; a model of Hugging Face is named by its directory"
 _OLD_MAGICS = (b"GGML", b"LMGG", b"GGMF", b"FMGG", b"GGJT", b"TJGG", b"GGLA", b"ALGG")
 
 
@@ -238,7 +239,7 @@ class _Cursor:
 
 def _read_version(cursor: _Cursor) -> int:
     if cursor.file_bytes == 0:
-        raise cursor.error("empty file, expected GGUF")
+        raise BadInputError(f"{cursor.where}: empty file, expected GGUF", hint=_NO_GGUF_HINT)
     magic = cursor.take(min(4, cursor.file_bytes), "magic")
     if magic in _OLD_MAGICS:
         raise BadInputError(
@@ -246,7 +247,9 @@ def _read_version(cursor: _Cursor) -> int:
             hint="convert the original model again; llama.cpp dropped this format in 2023",
         )
     if magic != b"GGUF":
-        raise cursor.error(f"not a GGUF file: magic {magic!r}, expected b'GGUF'")
+        raise BadInputError(
+            f"{cursor.where}: not a GGUF file: magic {magic!r}, expected b'GGUF'", hint=_NO_GGUF_HINT
+        )
     if cursor.file_bytes < 24:
         raise cursor.error(f"truncated: {cursor.file_bytes} bytes, a GGUF header has at least 24")
     version = cursor.u32("version")

@@ -23,6 +23,7 @@ MAX_TENSORS = 1 << 20
 MAX_SHARDS = 10_000
 MAX_DIMS = 32
 MAX_NAME_CHARS = 1024
+AGAIN_HINT = "download it again, or copy it again from where it came"
 _MAX_LENGTH = 1 << 48  # of one dimension; MAX_DIMS of them still multiply in no time
 
 DTYPE_BITS = {
@@ -78,7 +79,8 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     if end != file_bytes:
         state = "truncated" if file_bytes < end else "followed by bytes that belong to no tensor"
         raise BadInputError(
-            f"{path.name}: {state}: the file has {file_bytes} bytes, its header describes {end}"
+            f"{path.name}: {state}: the file has {file_bytes} bytes, its header describes {end}",
+            hint=AGAIN_HINT,
         )
     return SafetensorsFile(path, {view.name: view for view in views}, metadata)
 
@@ -125,19 +127,23 @@ def _read_header(file: BinaryIO, file_bytes: int, where: str) -> tuple[dict[str,
     """The parsed header, and the offset of the first byte of data."""
     prefix = file.read(8)
     if len(prefix) < 8:
-        raise BadInputError(f"{where}: {file_bytes} bytes, too small for a safetensors file")
+        raise BadInputError(f"{where}: {file_bytes} bytes, too small for a safetensors file", hint=AGAIN_HINT)
     n_header = int.from_bytes(prefix, "little")
     if n_header > MAX_HEADER_BYTES:
         raise BadInputError(
-            f"{where}: header of {n_header} bytes, more than {MAX_HEADER_BYTES}: not safetensors?"
+            f"{where}: header of {n_header} bytes, more than {MAX_HEADER_BYTES}: not safetensors?",
+            hint=AGAIN_HINT,
         )
     if n_header + 8 > file_bytes:
         raise BadInputError(
-            f"{where}: header of {n_header} bytes in a file of {file_bytes} bytes: truncated?"
+            f"{where}: header of {n_header} bytes in a file of {file_bytes} bytes: truncated?",
+            hint=AGAIN_HINT,
         )
     raw = file.read(n_header)
     if len(raw) != n_header or not raw.startswith(b"{"):
-        raise BadInputError(f"{where}: header begins with {raw[:4]!r}, expected '{{': not safetensors?")
+        raise BadInputError(
+            f"{where}: header begins with {raw[:4]!r}, expected '{{': not safetensors?", hint=AGAIN_HINT
+        )
     return parse_json(raw, where), 8 + n_header
 
 

@@ -86,8 +86,8 @@ def read_source(checkpoint: Checkpoint) -> Source:
     Raises:
         UnsupportedError: an encoder-decoder, or something in a family that llama.cpp does not compute; the hint is the
             other route.
-        BadInputError: no class that is known here, of which the message names the nearest; or the configuration and
-            the tensors disagree.
+        BadInputError: no class that is known here: the message names the nearest, the table all; or the configuration
+            and the tensors disagree.
     """
     classes = checkpoint.config.get("architectures")
     if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
@@ -116,4 +116,13 @@ def _unknown(checkpoint: Checkpoint, name: str) -> BadInputError | UnsupportedEr
     return BadInputError(
         f"{checkpoint.path}: `architectures` is {name!r}, which has no conversion to GGUF; the nearest that has one is {near!r}",
         hint=ONNX_HINT,
+        table=table_lines(),
     )
+
+
+def table_lines() -> list[str]:
+    """The families and their model classes as text, a heading first."""
+    rows = [("family", "model classes")]
+    rows += [(module.__name__.rpartition(".")[2], ", ".join(module.FAMILY.classes)) for module in _MODULES]
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:{width}}  {classes}" for name, classes in rows]
