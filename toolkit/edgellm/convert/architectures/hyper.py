@@ -113,16 +113,6 @@ def read_hyper(
         raise BadInputError(
             f"{fields.where}: {n_heads} heads, {n_kv_heads} key/value heads and a head size of {head_size} do not fit together"
         )
-    share = fields.number(key("partial_rotary_factor"), 0.0, 1.0, default=None)
-    if share is None:
-        share = fields.section("rope_parameters").number(
-            "partial_rotary_factor", 0.0, 1.0, default=default_rotary_share
-        )
-    rotary_size = int(head_size * share)
-    if rotary_size % 2 or not rotary_size:
-        raise BadInputError(
-            f"{fields.where}: {share:g} of a head of {head_size} rotates, expected an even number of at least 2"
-        )
     usual_width = 4 * embedding_size if four_times else None
     return Hyper(
         n_layers=integer("num_hidden_layers", MAX_LAYERS),
@@ -134,11 +124,26 @@ def read_hyper(
         vocab_size=integer("vocab_size", MAX_VOCAB),
         context_train=integer("max_position_embeddings", 1 << 30, default=default_context),
         rope_base=fields.number(key("rope_theta"), 1e-3, 1e12, default=default_rope_base),
-        rotary_size=rotary_size,
+        rotary_size=_rotary_size(fields, key("partial_rotary_factor"), head_size, default_rotary_share),
         norm_epsilon=fields.number(key("rms_norm_eps"), 0.0, 1.0, default=default_epsilon),
         tied=fields.flag("tie_word_embeddings", default=tied),
         window=fields.integer(key("sliding_window"), 1, 1 << 30, default=None),
     )
+
+
+def _rotary_size(fields: Fields, key: str, head_size: int, default_share: float) -> int:
+    """How much of a head rotates: a share that stands at the top or among the parameters of rope."""
+    share = fields.number(key, 0.0, 1.0, default=None)
+    if share is None:
+        share = fields.section("rope_parameters").number(
+            "partial_rotary_factor", 0.0, 1.0, default=default_share
+        )
+    rotary_size = int(head_size * share)
+    if rotary_size % 2 or not rotary_size:
+        raise BadInputError(
+            f"{fields.where}: {share:g} of a head of {head_size} rotates, expected an even number of at least 2"
+        )
+    return rotary_size
 
 
 def check_square(fields: Fields, hyper: Hyper) -> None:
