@@ -94,7 +94,7 @@ def _measure(setting: _Setting, place: Path, *, with_text: bool) -> search.Measu
     source = setting.source
     measured = search.measure(
         source, _load, place, n_workers=default_threads(), n_chunks=setting.n_calibration_chunks,
-        header_bytes=writer.header_bytes(source, source.base_types(), source.header, place),
+        header_bytes=writer.header_bytes(source, source.header),
         text_ids=setting.calibration_ids if with_text else None,
     )  # fmt: skip
     seconds, cpu_seconds = time.perf_counter() - started[0], time.process_time() - started[1]

@@ -12,6 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from edgellm import api
+from edgellm.cli.main import run
+from edgellm.convert import lora
 from edgellm.convert.imatrix_file import read_imatrix
 from edgellm.errors import BadInputError, OutputExistsError, SpecError
 from edgellm.formats.gguf import read_gguf
@@ -211,6 +213,35 @@ def test_budgets_that_cannot_be(wide: Path, tmp_path: Path, choices: dict[str, A
     with pytest.raises(SpecError, match=words):
         api.convert(wide, output=tmp_path / "out", target="rpi5", **choices)
     assert not (tmp_path / "out").exists()
+
+
+def test_paths_of_an_adapter_may_be_text_and_wrong_use_is_refused(wide: Path, tmp_path: Path) -> None:
+    adapter, out = str(write_adapter(tmp_path / "adapter")), str(tmp_path / "a.gguf")
+    assert api.convert_adapter(str(wide), adapter, output=out, jobs=1) == Path(out)
+    wrong: list[tuple[str, dict[str, Any], type[Exception]]] = [
+        ("output", {"output": ""}, ValueError),
+        ("jobs", {"jobs": 0}, ValueError),
+        ("type_name", {"type_name": 16}, TypeError),
+    ]
+    for name, arguments, error in wrong:
+        with pytest.raises(error, match=name):
+            api.convert_adapter(wide, adapter, **arguments)
+
+
+def test_jobs_hold_for_an_adapter_too(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, out = write_adapter(tmp_path / "adapter"), tmp_path / "a.gguf"
+    seen = []
+    real = lora.write_adapter
+
+    def write(*arguments: Any, n_workers: int, **options: Any) -> None:
+        seen.append(n_workers)
+        real(*arguments, n_workers=n_workers, **options)
+
+    monkeypatch.setattr(lora, "write_adapter", write)
+    words = ["--lora", str(adapter), "--lora-as", "adapter", "--jobs", "3"]
+    assert run(["convert", str(wide), *words, "-o", str(out)]) == 0
+    assert seen == [3]
+    assert out.exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "notes.txt", "model.gguf"])

@@ -7,12 +7,15 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgellm import api, artifact, machine
 from edgellm.api.planning import find_target
+from edgellm.api.verification import knows_manifest
 from edgellm.artifact import write_record
-from edgellm.convert import pipeline
+from edgellm.cli.main import run
+from edgellm.convert import header, pipeline
 from edgellm.errors import (
     ArtifactError,
     BackendUnavailable,
@@ -352,6 +355,70 @@ def test_a_manifest_that_leaves_out_what_the_model_was_made_from_is_found(tiny: 
     (made / "manifest.json").write_text(json.dumps({**manifest, "parents": manifest["parents"][1:]}))
     with pytest.raises(ArtifactError, match=r"the manifest says sha256 of .* is None"):
         api.verify(made)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("argv", ["rm"]),
+        ("tool_versions", {"edgellm": "9"}),
+        ("revision", "main"),
+        ("target", "rpi4"),
+        ("model", "another"),
+        ("warnings", ["trust me"]),
+        ("recipe", None),
+    ],
+)
+def test_a_manifest_that_was_changed_is_found_by_the_hash_in_the_model(
+    tiny: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    made = Path(api.convert(tiny, output=tmp_path / "made", quant="F16").path)
+    path = made / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest))  # other spaces and line ends say the same
+    assert api.verify(made) is None
+    path.write_text(json.dumps({**manifest, field: value}))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: is not as it was written") as caught:
+        api.verify(made)
+    assert caught.value.hint
+
+
+def test_a_reason_of_the_recipe_that_was_changed_is_found(tiny: Path, tmp_path: Path) -> None:
+    made = Path(api.convert(tiny, output=tmp_path / "made", quant="F16").path)
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["recipe"]["reasons"][0]["because"] = "somebody said so"
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="is not as it was written"):
+        api.verify(made)
+
+
+def test_the_hash_of_a_manifest_holds_with_receipt_and_warnings_and_in_the_next_conversion(
+    tmp_path: Path,
+) -> None:
+    zeros = {"model.layers.0.mlp.up_proj.weight": np.zeros((96, 64), np.float32)}
+    model = write_tiny_llama(tmp_path / "m", tensors=zeros)
+    first = api.convert(model, quant="F16", output=tmp_path / "first", verify="quick", engine="gguf")
+    assert any("all weights are zero" in warning for warning in first.manifest.warnings)
+    second = api.convert(tmp_path / "first", quant="Q8_0", output=tmp_path / "second")
+    hashes = set()
+    for made in (first, second):
+        assert api.verify(made.path) is None
+        assert knows_manifest(made)
+        hashes.add(read_gguf(Path(made.model_path)).metadata["edgellm.manifest.sha256"].value)
+    assert len(hashes) == 2
+
+
+def test_a_model_without_the_hash_of_its_manifest_verifies_and_that_is_said(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(header, "MANIFEST_KEY", "edgellm.other")
+    made = api.convert(tiny, quant="F16", output=tmp_path / "made")
+    assert api.verify(made.path) is None
+    assert not knows_manifest(made)
+    assert run(["verify", made.path]) == 0
+    assert "2 files match their manifest; the model has no hash of the manifest" in capsys.readouterr().out
+    assert run(["verify", made.path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["manifest_hash_in_model"] is False
 
 
 @pytest.mark.parametrize("change", [{"context_train": 0}, {"n_params": -1}, {"file_bytes": -1}])

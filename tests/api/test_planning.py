@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from edgellm import api, machine
+from edgellm.api import models, planning
+from edgellm.cli.main import run
+from edgellm.convert import mixture, pipeline, search, slabs
 from edgellm.convert.imatrix_file import read_imatrix
 from edgellm.errors import (
     BadInputError,
@@ -19,8 +22,10 @@ from edgellm.errors import (
     OutputError,
     OutputExistsError,
     QualityError,
+    ResourceError,
     SpecError,
 )
+from edgellm.machine.memory import Headroom
 from edgellm.native import blas
 from tests.api.test_choices import WIDE, write_adapter
 from tests.support.cli import edgellm, refused
@@ -76,6 +81,75 @@ def test_a_plan_is_refused_as_the_conversion_would_be(wide: Path, tmp_path: Path
         assert caught.value.exit_code == code
         said.append((caught.value.message, caught.value.hint))
     assert said[0] == said[1]
+
+
+def smallest_weights_bytes(model: Path | str) -> int:
+    """Of any mix, without the header."""
+    source = pipeline.read_source(models.resolve(model))
+    low, high = 0, 1 << 30
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            search.check_budget(source, max_bytes=middle, header_bytes=0)
+        except SpecError:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@pytest.mark.parametrize("kind", ["hf", "gguf"])
+def test_a_budget_that_only_the_header_exceeds_is_refused_in_planning(
+    wide: Path, tmp_path: Path, kind: str
+) -> None:
+    model = wide if kind == "hf" else Path(api.convert(wide, quant="F16", output=tmp_path / "f16").model_path)
+    asked: dict[str, Any] = {"imatrix": "none", "output": tmp_path / "out", "target": "rpi5"}
+    low = smallest_weights_bytes(model)
+    high = low + (1 << 20)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            api.plan_conversion(model, max_bytes=middle, **asked)
+        except SpecError:
+            low = middle
+        else:
+            high = middle
+    with pytest.raises(SpecError, match="below the smallest file"):
+        api.convert(model, max_bytes=low, **asked)
+    made = api.convert(model, max_bytes=high + 300, **asked)
+    assert high <= made.manifest.file_bytes <= high + 300
+
+
+def test_bits_per_weight_do_not_count_the_header(wide: Path, tmp_path: Path) -> None:
+    n_params = api.plan_conversion(wide, quant="F16").source.shape.n_params
+    bpw = 8 * (smallest_weights_bytes(wide) + 1) / n_params
+    assert api.plan_conversion(wide, bpw=bpw, target="rpi5").recipe.quant == mixture.MIX
+
+
+@pytest.mark.parametrize("choices", [{"quant": "Q8_0"}, {"bpw": 5.0}, {"quant": "IQ2_XS"}], ids=str)
+def test_too_little_memory_is_refused_in_planning(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choices: dict[str, Any]
+) -> None:
+    """For twenty threads; one finds enough."""
+    monkeypatch.setattr(slabs, "headroom", lambda: Headroom(64 << 20, 0, "limit of the cgroup"))
+    asked: dict[str, Any] = {"output": tmp_path / "out", "target": "rpi5", **choices}
+    for act in (api.plan_conversion, api.convert):
+        with pytest.raises(ResourceError, match="converting with 20 workers needs about"):
+            act(wide, jobs=20, **asked)
+    assert list(tmp_path.iterdir()) == []
+    assert api.plan_conversion(wide, jobs=1, **asked).output == tmp_path / "out"
+
+
+def test_a_dry_run_passes_the_number_of_jobs_on(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def plan(*_: object, jobs: int | None = None, **__: object) -> object:
+        seen.append(jobs)
+        raise SpecError("seen")
+
+    monkeypatch.setattr(planning, "plan_conversion", plan)
+    assert run(["convert", str(wide), "--dry-run", "--jobs", "3"]) == 64
+    assert seen == [3]
 
 
 def test_an_adapter_of_another_base_is_refused_in_planning(wide: Path, tmp_path: Path) -> None:
@@ -280,6 +354,19 @@ def test_wrong_use_from_python_is_refused(
 def test_a_conversion_without_a_thread_is_refused(wide: Path, tmp_path: Path, jobs: int) -> None:
     with pytest.raises(ValueError, match="jobs"):
         api.convert(wide, target="rpi5", output=tmp_path / "out", jobs=jobs)
+    with pytest.raises(ValueError, match="jobs"):
+        api.plan_conversion(wide, target="rpi5", output=tmp_path / "out", jobs=jobs)
+
+
+def test_an_output_without_a_name_is_refused(wide: Path, tmp_path: Path) -> None:
+    """It would mean the directory we are in."""
+    for act in (api.plan_conversion, api.convert):
+        with pytest.raises(ValueError, match="output must name a directory"):
+            act(wide, target="rpi5", output="")
+    for verb in (["convert", wide], ["profile", wide], ["demo"]):
+        said = refused(64, *verb, "-o", "", cwd=tmp_path)
+        assert "the name is empty" in said[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_paths_may_be_text(wide: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -42,6 +43,24 @@ def test_the_reference_is_the_base_with_the_adapter(root: Path) -> None:
     assert (receipt.verdict, receipt.same_parents) == ("pass", True)
     assert receipt.reference.startswith("base+adapter")
     assert receipt.reference_because == "an adapter is merged into the source"
+
+
+def test_paths_may_be_text(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("The cat sat on the mat, and the dog in the fog. " * 400)
+    receipt = api.verify(
+        str(root / "merged"), reference=str(root / "base"), lora=str(root / "adapter"), text=str(tmp_path / "text"),
+        engine="gguf",
+    )  # fmt: skip
+    assert receipt is not None
+    assert receipt.text_name == "text"
+
+
+@pytest.mark.parametrize(("name", "value"), [("mode", "fast"), ("mode", None), ("engine", "torch")])
+def test_a_word_that_does_not_exist_is_refused(root: Path, name: str, value: Any) -> None:
+    arguments: dict[str, Any] = {name: value}
+    for reference in ({}, {"reference": root / "base"}):
+        with pytest.raises(ValueError, match=f"{name} must be one of"):
+            api.verify(root / "plain", **reference, **arguments)
 
 
 def test_the_command_takes_the_adapter_too(root: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +16,8 @@ from typing import NamedTuple
 import pytest
 
 from edgellm import artifact
+from edgellm.formats.gguf import read_gguf
+from edgellm.staging import staged_directory
 from tests.support.cli import EDGELLM, succeed
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
@@ -24,17 +28,21 @@ MOMENTS = [  # one in each ninth of a conversion's time, every signal early, in 
 
 
 class Converted(NamedTuple):
-    """A finished conversion: the hash of its model, and how long it took."""
+    """A finished conversion: the hash of its weights, and how long it took."""
 
     sha256: str
     seconds: float
 
 
 def model_hash(directory: Path) -> str:
-    """The hash of an artifact's model; all its files have been compared with the manifest."""
+    """The hash of an artifact's weights; all its files have been compared with the manifest.
+
+    The header has a hash of the command, which is another one in another directory.
+    """
     opened = artifact.open_directory(directory)
     artifact.verify_hashes(opened)
-    return next(entry.sha256 for entry in opened.manifest.files if entry.name == "model.gguf")
+    path = Path(opened.model_path)
+    return hashlib.sha256(path.read_bytes()[read_gguf(path).data_offset :]).hexdigest()
 
 
 def convert_command(out: Path, quant: str = "Q4_K_M") -> list[str]:
@@ -229,10 +237,10 @@ def lives(pid: int) -> bool:
 
 
 def test_leftovers_of_a_living_process_are_not_removed(tmp_path: Path) -> None:
-    mine = tmp_path / f".out.partial-{os.getpid()}-0123abcd"
-    mine.mkdir()
-    succeed("convert", "builtin:smollm2", "--quant", "Q8_0", "-o", tmp_path / "out")
-    assert mine.is_dir()
+    with staged_directory(tmp_path / "out") as mine:
+        succeed("convert", "builtin:smollm2", "--quant", "Q8_0", "-o", tmp_path / "out")
+        assert mine.is_dir()
+        shutil.rmtree(tmp_path / "out")
 
 
 WAITS_FOR_EVER = """

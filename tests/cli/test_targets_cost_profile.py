@@ -126,9 +126,10 @@ def test_a_model_that_does_not_fit_is_refused_before_any_work(tmp_path: Path) ->
 
 
 def test_a_good_artifact_verifies(smollm2_q8: Path) -> None:
-    files = len(artifact.open_directory(smollm2_q8).manifest.files)
-    assert succeed("verify", smollm2_q8) == f"{smollm2_q8}: {files} files match their manifest\n"
+    assert [entry.name for entry in artifact.open_directory(smollm2_q8).manifest.files] == ["model.gguf"]
+    assert succeed("verify", smollm2_q8) == f"{smollm2_q8}: 1 file matches its manifest\n"
     found = json.loads(succeed("verify", smollm2_q8, "--json"))
+    assert found["manifest_hash_in_model"] is True
     assert found["manifest"]["quant"] == "Q8_0"
     assert found["receipt"] is None
 

@@ -39,7 +39,7 @@ def load(path: Path) -> LlamaModel:
 
 
 def find(source: Source, folder: Path, max_bytes: int, **options: Any) -> search.Mix:
-    header_bytes = writer.header_bytes(source, source.base_types(), source.header, folder)
+    header_bytes = writer.header_bytes(source, source.header)
     settings: dict[str, Any] = {"text_ids": IDS, "n_chunks": 3, "max_probes": 9} | options
     search.check_budget(source, max_bytes=max_bytes, header_bytes=header_bytes)
     return search.measure(source, load, folder, header_bytes=header_bytes, n_workers=2, **settings).mix(

@@ -15,8 +15,10 @@ import pytest
 
 from edgellm import api
 from edgellm.cli.main import run
-from edgellm.convert import pipeline
-from edgellm.errors import EdgeLLMError
+from edgellm.convert import pipeline, slabs
+from edgellm.errors import EdgeLLMError, ResourceError
+from edgellm.formats.gguf import read_gguf
+from edgellm.machine.memory import Headroom
 from tests.hub.conftest import TOKEN
 from tests.support.cli import EDGELLM, edgellm, succeed
 from tests.support.fake_hub import FakeHub, Fault
@@ -37,6 +39,13 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
     return said
 
 
+def without_hash(model: Path) -> bytes:
+    """A model file without the hash of its manifest."""
+    sha256 = read_gguf(model).metadata["edgellm.manifest.sha256"].value
+    before, _, after = model.read_bytes().partition(sha256.encode())
+    return before + after
+
+
 def test_a_model_of_the_hub_becomes_the_same_bytes_as_a_local_one(
     hub: FakeHub, tiny: Path, tmp_path: Path, cache: Path, say: Say
 ) -> None:
@@ -45,8 +54,11 @@ def test_a_model_of_the_hub_becomes_the_same_bytes_as_a_local_one(
     assert hub.seen == []
     hub.faults = [Fault(SHARD, cut_after=60_000)]
     succeed("convert", "org/tiny", "--quant", "Q8_0", "-o", "remote", cwd=tmp_path)
-    for name in ("model.gguf", "tokenizer.json"):
-        assert (tmp_path / "remote" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+    # The manifest names the commit, and the model has its hash.
+    remote, local = (without_hash(tmp_path / name / "model.gguf") for name in ("remote", "local"))
+    assert remote == local
+    tokenizers = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("remote", "local")]
+    assert tokenizers[0] == tokenizers[1]
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("remote", "local")]
     ours, theirs = manifests
     assert (ours["revision"], theirs["revision"]) == (commit, None)
@@ -91,6 +103,18 @@ def test_a_tokenizer_that_cannot_be_converted_is_refused_before_the_weights(
     assert code in (65, 66)
     assert "tokenizer" in err
     assert json.loads(say("ls", "--json")[1]) == []
+
+
+def test_too_little_memory_is_refused_before_the_weights(
+    hub: FakeHub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/tiny", tiny)
+    monkeypatch.setattr(slabs, "headroom", lambda: Headroom(1 << 20, 0, "limit of the cgroup"))
+    with pytest.raises(ResourceError, match="limit of the cgroup"):
+        api.convert("org/tiny", quant="Q8_0", output=tmp_path / "out")
+    shards = [seen for seen in hub.seen if seen.path.endswith(".safetensors")]
+    assert shards
+    assert all(seen.headers.get("Range") for seen in shards)
 
 
 def test_a_plan_cannot_be_converted(hub: FakeHub, tiny: Path, tmp_path: Path) -> None:

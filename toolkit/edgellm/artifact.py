@@ -12,11 +12,12 @@ Nothing here reads weights; how a directory appears whole is in `staging`.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edgellm.errors import ArtifactError, BadInputError, MissingInputError
 from edgellm.formats.records import Record, from_json, read_bounded, to_json
@@ -30,6 +31,7 @@ MAX_CONTEXT = 1 << 30
 MAX_NAME_CHARS = 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _HASH_CHUNK_BYTES = 1 << 20
+ZERO_WEIGHTS = "all weights are zero in "  # how a warning begins that only writing shows
 
 
 class Reason(Record):
@@ -343,6 +345,24 @@ def verify_hashes(artifact: Artifact, progress: Callable[[int], None] | None = N
             raise ArtifactError(
                 f"{path}: sha256 is {seen}, the manifest says {entry.sha256}", hint="convert the model again"
             )
+
+
+def manifest_sha256(fields: Mapping[str, Any]) -> str:
+    """sha256 of what a manifest says beside what its files say of themselves; it stands in the header of the model.
+
+    Definition: of the manifest without `files`, `file_bytes`, `created_at` and a warning of zero weights, which are not
+    known yet when the header is written; as JSON in ASCII, keys sorted, no spaces.
+
+    Args:
+        fields: the manifest as it is in its file, so that a field of a later version changes nothing of an older one.
+    """
+    kept = {
+        name: value for name, value in fields.items() if name not in ("files", "file_bytes", "created_at")
+    }
+    warnings = kept.get("warnings")
+    if isinstance(warnings, list):
+        kept["warnings"] = [said for said in warnings if not str(said).startswith(ZERO_WEIGHTS)]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:

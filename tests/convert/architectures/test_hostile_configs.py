@@ -15,7 +15,7 @@ import pytest
 
 from edgellm import targets
 from edgellm.checkpoint import Checkpoint, open_checkpoint
-from edgellm.convert import pipeline, writer
+from edgellm.convert import header, pipeline, writer
 from edgellm.convert.recipe import ConvertOptions, make_recipe
 from edgellm.errors import EdgeLLMError
 from edgellm.formats.plain_json import Fields, parse_json
@@ -62,7 +62,9 @@ def plan(checkpoint: Checkpoint, folder: Path) -> int:
     """All that a conversion does with config.json; returns the bytes of the header."""
     source = pipeline.read_source(checkpoint)
     recipe = make_recipe(TARGET, source, ConvertOptions())
-    return writer.header_bytes(source, recipe.tensor_types, pipeline.model_header(source, recipe), folder)
+    path = folder / "header.gguf"
+    writer.write_header(path, source, recipe.tensor_types, header.model_header(source, recipe))
+    return path.stat().st_size
 
 
 def places_read(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Place]:

@@ -62,17 +62,25 @@ def convert(
         TypeError, ValueError: an argument that does not exist, or a value that it cannot have.
         SpecError, MissingInputError, BadInputError, UnsafeInputError, UnsupportedError: bad arguments or input.
         DoesNotFitError: the target cannot hold the model.
+        ResourceError: this process may take less memory than the conversion needs.
         OutputExistsError, OutputError: the output is there already, or cannot be written.
         QualityError: further from the source than allowed; the result is kept beside the output as NAME.rejected.
     """
     demands: Demands = {
-        "output": output, "verify": verify, "max_kl": max_kl, "min_cosine": min_cosine, "engine": engine, "force": force,
+        "output": output, "verify": verify, "max_kl": max_kl, "min_cosine": min_cosine, "engine": engine, "jobs": jobs,
+        "force": force,
     }  # fmt: skip
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}")
     plan = make_plan(model, target, demands, choices)
-    final = plan.output
     scratch.sweep()
+    _carry_out(plan, choices, jobs=jobs, force=force, progress=progress)
+    return artifact.open_directory(plan.output)
+
+
+def _carry_out(
+    plan: Plan, choices: Choices, *, jobs: int | None, force: bool, progress: Progress | None
+) -> None:
+    """Make the artifact that was planned."""
+    final = plan.output
     with ExitStack() as stack:
         stack.enter_context(blas.limited(jobs))
         source = _with_weights(plan, progress)
@@ -94,7 +102,6 @@ def convert(
         if plan.check:
             manifest = _held_to(plan.check, manifest, unquantized, folder, final, progress)
         artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
-    return artifact.open_directory(final)
 
 
 def _packed_ahead(plan: Plan, source: Source, n_workers: int) -> Slabs | None:

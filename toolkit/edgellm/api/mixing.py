@@ -12,10 +12,9 @@ from edgellm.api.calibration import read_text
 from edgellm.api.receipts import Progress
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Provenance, Recipe
-from edgellm.convert import allocate, hessian, mixture, pipeline, search, writer
+from edgellm.convert import allocate, header, hessian, search, writer
 from edgellm.convert.chunks import chunk_tokens, cut
 from edgellm.convert.imatrix import Calibration
-from edgellm.formats.records import replace
 from edgellm.native.llama import LlamaModel, LlamaOptions
 
 
@@ -54,11 +53,7 @@ def _search(
     without_text: bool, progress: Progress | None,
 ) -> tuple[search.Mix, Provenance | None]:  # fmt: skip
     source = unquantized.source
-    # The name of the mix and the hashes of the parents are not known yet; their lengths are.
-    named = replace(recipe, quant=f"{mixture.MIX}_00.00", tensor_types=source.base_types())
-    hashes = {source.checkpoint.name_of(path): "0" * 64 for path in source.checkpoint.files}
-    header = pipeline.model_header(pipeline.with_provenance(source, hashes), named)
-    header_bytes = writer.header_bytes(source, named.tensor_types, header, folder)
+    header_bytes = header.mix_header_bytes(source, recipe)
     n_bytes = max_bytes or allocate.max_file_bytes(source.shape, header_bytes=header_bytes, bpw=bpw or 0.0)
     search.check_budget(source, max_bytes=n_bytes, header_bytes=header_bytes)
     ids, provenance = (None, None) if without_text else _tokens(unquantized, read_text(text), folder)

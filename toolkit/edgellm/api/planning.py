@@ -10,10 +10,21 @@ from typing import Literal, NamedTuple, TypedDict, Unpack, get_args
 
 from edgellm import machine, staging, targets
 from edgellm.api import calibration, models
-from edgellm.api.receipts import Check, Engine
+from edgellm.api.receipts import Check, Engine, check_words
 from edgellm.artifact import Recipe
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert import chat_templates, imatrix, lora, mixture, pipeline, search, tokenizer, writer
+from edgellm.convert import (
+    chat_templates,
+    header,
+    imatrix,
+    lora,
+    mixture,
+    pipeline,
+    search,
+    slabs,
+    tokenizer,
+    writer,
+)
 from edgellm.convert import recipe as recipes
 from edgellm.convert.imatrix import ImportanceMatrix
 from edgellm.convert.source import Source
@@ -74,13 +85,14 @@ class Plan(NamedTuple):
 
 
 class Demands(TypedDict, total=False):
-    """What the result must be, and where: as in `convert`."""
+    """What the result must be, where, and how many threads may make it: as in `convert`."""
 
     output: str | Path | None
     verify: Verify
     max_kl: float | None
     min_cosine: float | None
     engine: Engine
+    jobs: int | None
     force: bool
 
 
@@ -102,17 +114,20 @@ def plan_conversion(
     max_kl: float | None = None,
     min_cosine: float | None = None,
     engine: Engine = "auto",
+    jobs: int | None = None,
     force: bool = False,
     **choices: Unpack[Choices],
 ) -> Plan:
     """What `convert` would do, with reasons and sizes, or the error it would end with; no weight is read.
 
     Raises:
-        As `convert`, but for what shows only in the weights or while writing: NaN, too little memory, a full disk, the
-        quality, and a budget that is too small only with the header on top.
+        As `convert`, but for what shows only in the weights, in running the model or while writing: NaN, the quality, too
+        little text, a cache without room. A `max_bytes` within 300 bytes of the smallest file may be refused by `convert`
+        alone: see `header.least_mix_header_bytes`.
     """
     demands: Demands = {
-        "output": output, "verify": verify, "max_kl": max_kl, "min_cosine": min_cosine, "engine": engine, "force": force,
+        "output": output, "verify": verify, "max_kl": max_kl, "min_cosine": min_cosine, "engine": engine, "jobs": jobs,
+        "force": force,
     }  # fmt: skip
     plan = make_plan(model, target, demands, choices)
     if (
@@ -147,10 +162,11 @@ def make_plan(model: str | Path, target: str, demands: Demands, choices: Choices
     if adapter:
         recipe = lora.say_merged(recipe, adapter)
     needed_bytes = writer.needed_bytes(source, recipe.tensor_types or source.base_types())
+    _check_template(source, choices.get("chat_template"))
     if recipe.quant == mixture.MIX:
         needed_bytes = recipe.predicted_memory_bytes["weights"]
-        search.check_budget(source, max_bytes=needed_bytes, header_bytes=0)
-    _check_template(source, choices.get("chat_template"))
+        _check_budget(source, recipe, choices)
+    _check_memory(source, recipe, demands.get("jobs"))
     if check:
         check = dataclasses.replace(check, target=chosen)
         check.check_kind(is_encoder=source.shape.is_encoder)
@@ -180,7 +196,7 @@ def read(checkpoint: Checkpoint, adapter: lora.Adapter | None) -> Source:
 
 
 def _check_use(demands: Demands, choices: Choices) -> None:
-    """What only a Python program can get wrong: a word that is mistyped must not count as one left out.
+    """What only a Python program can get wrong.
 
     Raises:
         TypeError: no such argument, or not of its type.  ValueError: none of the words or numbers that it may be.
@@ -192,12 +208,14 @@ def _check_use(demands: Demands, choices: Choices) -> None:
         raise TypeError(f"quant must be the name of a type, got {quant!r}")
     if isinstance(types := choices.get("tensor_types", ()), str):
         raise TypeError(f"tensor_types must be a sequence of PATTERN=TYPE, got {types!r}")
-    for name, said, words in (
-        ("verify", demands.get("verify", "none"), get_args(Verify)),
-        ("engine", demands.get("engine", "auto"), get_args(Engine)),
-    ):
-        if said not in words:
-            raise ValueError(f"{name} must be one of {', '.join(words)}, got {said!r}")
+    check_words(
+        {"verify": "none", "engine": "auto", **demands}, verify=get_args(Verify), engine=get_args(Engine)
+    )
+    jobs, output = demands.get("jobs"), demands.get("output")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    if output == "":
+        raise ValueError("output must name a directory, got ''")
     for name, number in (("bpw", choices.get("bpw")), ("max_bytes", choices.get("max_bytes"))):
         if number is not None and not 0 < number < math.inf:
             raise ValueError(f"{name} must be above 0, got {number}")
@@ -218,6 +236,23 @@ def _check(demands: Demands) -> Check | None:
     if name:
         raise SpecError(f"{name} without a comparison", hint="add --verify quick or --verify full")
     return None
+
+
+def _check_budget(source: Source, recipe: Recipe, choices: Choices) -> None:
+    """Refuse a budget that nothing fits: bytes hold the header too, bits per weight do not count it."""
+    header_bytes, max_bytes = 0, choices.get("max_bytes")
+    if max_bytes is not None:
+        header_bytes = header.least_mix_header_bytes(
+            source, recipe, chat_template=choices.get("chat_template")
+        )
+    n_bytes = recipe.predicted_memory_bytes["weights"] if max_bytes is None else max_bytes
+    search.check_budget(source, max_bytes=n_bytes, header_bytes=header_bytes)
+
+
+def _check_memory(source: Source, recipe: Recipe, jobs: int | None) -> None:
+    """Refuse what cannot be packed in the memory that this process may take."""
+    slab_weights = search.SLAB_WEIGHTS if recipe.quant == mixture.MIX else None
+    slabs.check_memory(source, n_workers=jobs or machine.usable_cores(), slab_weights=slab_weights)
 
 
 def _check_template(source: Source, asked: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,6 +30,20 @@ MAX_TEXT_BYTES = 64 * 1024**2
 Mode = Literal["quick", "full"]
 Engine = Literal["auto", "transformers", "gguf"]
 Progress = Callable[[str, int, int], None]
+
+
+def check_words(said: Mapping[str, object], **allowed: tuple[str, ...]) -> None:
+    """Refuse a word that is none of those it may be: one that is mistyped must not count as one left out.
+
+    Args:
+        said: argument -> its value.  allowed: argument -> its words.
+
+    Raises:
+        ValueError: it names the argument and the words.
+    """
+    for name, words in allowed.items():
+        if said[name] not in words:
+            raise ValueError(f"{name} must be one of {', '.join(words)}, got {said[name]!r}")
 
 
 @dataclasses.dataclass(frozen=True)

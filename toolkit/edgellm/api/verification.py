@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from edgellm import artifact
 from edgellm.api import models
 from edgellm.api.planning import read
-from edgellm.api.receipts import Check, Engine, Mode, Progress, make_receipt, rejected
+from edgellm.api.receipts import Check, Engine, Mode, Progress, check_words, make_receipt, rejected
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Artifact, Receipt
+from edgellm.checkpoint import Checkpoint
 from edgellm.convert import pipeline
+from edgellm.convert.header import MANIFEST_KEY
 from edgellm.convert.lora import WEIGHTS_NAME, Adapter, merged_name, read_adapter
 from edgellm.errors import ArtifactError, BadInputError, SpecError
+from edgellm.formats.plain_json import read_json
 
 
 def verify(
     path: str | Path,
     *,
     reference: str | Path | None = None,
-    lora: Path | None = None,
-    text: Path | None = None,
+    lora: str | Path | None = None,
+    text: str | Path | None = None,
     mode: Mode = "quick",
     max_kl: float | None = None,
     min_cosine: float | None = None,
@@ -34,10 +38,12 @@ def verify(
         max_kl, min_cosine: bounds, as in `convert`.
 
     Raises:
+        ValueError: none of the modes or engines.
         ArtifactError, BadInputError: it is not what its manifest says, or the adapter is not the one it was made with.
         SpecError: an option without effect, or no adapter where it was made with one.
         QualityError: further than allowed.
     """
+    check_words({"mode": mode, "engine": engine}, mode=get_args(Mode), engine=get_args(Engine))
     given = {
         "--max-kl": max_kl is not None, "--min-cosine": min_cosine is not None, "--text": text is not None,
         "--reference-engine": engine != "auto", "--full": mode != "quick", "--lora": lora is not None,
@@ -59,8 +65,9 @@ def verify(
     _check_manifest(opened)
     if reference is None:
         return None
-    check = Check(mode, max_kl, min_cosine=min_cosine, text=text, engine=engine)
-    adapter = read_adapter(lora) if lora else None
+    words = None if text is None else Path(text)
+    check = Check(mode, max_kl, min_cosine=min_cosine, text=words, engine=engine)
+    adapter = None if lora is None else read_adapter(Path(lora))
     source = read(models.resolve(reference, progress=progress), adapter)
     with Unquantized(source) as unquantized:
         _check_adapter(opened, unquantized, adapter)
@@ -70,8 +77,17 @@ def verify(
     return receipt
 
 
+def knows_manifest(opened: Artifact) -> bool:
+    """Whether the model's header has the hash of the manifest; those of the first conversions have none."""
+    return _manifest_sha256(models.resolve(opened.model_path)) is not None
+
+
+def _manifest_sha256(checkpoint: Checkpoint) -> str | None:
+    return checkpoint.gguf.get(MANIFEST_KEY, str, None) if checkpoint.gguf else None
+
+
 def _check_manifest(opened: Artifact) -> None:
-    """The manifest says of the model what the model's own header says: facts, types, licence and parents."""
+    """The manifest says of the model what the model's own header says: facts, types, licence, parents, and its hash."""
     checkpoint, said = models.resolve(opened.model_path), opened.manifest
     found = pipeline.manifest_of_gguf(checkpoint)
     facts = ("architecture", "n_params", "context_train", "quant", "file_bytes", "bpw", "licence")
@@ -88,6 +104,15 @@ def _check_manifest(opened: Artifact) -> None:
             raise ArtifactError(
                 f"{opened.path}: the manifest says {name} is {in_manifest}, model.gguf says {in_model}",
                 hint="convert the model again",
+            )
+    expected = _manifest_sha256(checkpoint)
+    if said.files and expected is not None:
+        path = Path(opened.path) / artifact.MANIFEST_NAME
+        seen = artifact.manifest_sha256(read_json(path, artifact.MAX_MANIFEST_BYTES))
+        if seen != expected:
+            raise ArtifactError(
+                f"{path}: is not as it was written: sha256 of what it says is {seen}, model.gguf says {expected}",
+                hint="take the manifest that was written with this model.gguf, or convert the model again",
             )
 
 

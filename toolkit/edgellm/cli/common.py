@@ -70,6 +70,16 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return n_bytes
 
 
+class NewPath(click.Path):  # type: ignore[type-arg,unused-ignore]
+    """A path to be made. An empty one, as from a variable that is not set, would mean the directory we are in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, or a usage error."""
+        if not str(value):
+            self.fail("the name is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class FiniteRange(click.FloatRange):
     """A float with bounds; NaN, which is within all of click's bounds, is within none."""
 

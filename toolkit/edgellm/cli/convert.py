@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from edgellm.cli.common import (
     FiniteRange,
+    NewPath,
     Size,
     context_option,
     engine_option,
@@ -32,7 +33,7 @@ from edgellm.cli.common import (
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=NewPath(path_type=Path),
     help="Directory to make.  [default: ./<model>-<target>]",
 )
 @click.option(
@@ -143,12 +144,12 @@ def command(
     if Path(model).is_dir() and hub.looks_like_id(model):
         show(f"note: {model} is a directory here; hf://{model} asks the hub", err=True)
     if lora_as == "adapter":
-        _convert_adapter(model, output, choices, force=force, as_json=as_json)
+        _convert_adapter(model, output, choices, jobs=jobs, force=force, as_json=as_json)
         return
     if dry_run:
         plan = api.plan_conversion(
             model, target=target, output=output, verify=verify, max_kl=max_kl, min_cosine=min_cosine,  # type: ignore[arg-type]
-            engine=engine, force=force, **choices,  # type: ignore[arg-type]
+            engine=engine, jobs=jobs, force=force, **choices,  # type: ignore[arg-type]
         )  # fmt: skip
         _show_plan(plan, as_json=as_json)
         return
@@ -167,7 +168,7 @@ def command(
 
 
 def _convert_adapter(
-    model: str, output: Path | None, choices: dict[str, Any], *, force: bool, as_json: bool
+    model: str, output: Path | None, choices: dict[str, Any], *, jobs: int | None, force: bool, as_json: bool
 ) -> None:
     from edgellm import api
     from edgellm.errors import SpecError
@@ -175,7 +176,7 @@ def _convert_adapter(
     if choices["lora"] is None:
         raise SpecError("--lora-as adapter without an adapter", hint="add --lora DIR")
     context = click.get_current_context()
-    kept = {"model", "output", "quant", "force", "as_json", "lora", "lora_as"}
+    kept = {"model", "output", "quant", "jobs", "force", "as_json", "lora", "lora_as"}
     given = (
         parameter
         for parameter in context.command.params
@@ -189,7 +190,9 @@ def _convert_adapter(
             f"{other.opts[-1]} with --lora-as adapter: the adapter alone is written, the model is not converted",
             hint=f"leave {other.opts[-1]} out",
         )
-    path = api.convert_adapter(model, choices["lora"], output=output, type_name=choices["quant"], force=force)
+    path = api.convert_adapter(
+        model, choices["lora"], output=output, type_name=choices["quant"], jobs=jobs, force=force
+    )
     if as_json:
         print_json({"adapter": str(path), "n_bytes": path.stat().st_size})
     else:

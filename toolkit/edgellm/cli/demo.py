@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli.common import json_option, print_json, progress_bars, show, status_line
+from edgellm.cli.common import NewPath, json_option, print_json, progress_bars, show, status_line
 
 
 @click.command("demo")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=NewPath(path_type=Path),
     default=Path("edgellm-demo"),
     show_default=True,
     help="Directory to make.",

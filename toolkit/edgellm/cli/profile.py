@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import gpu_option, json_option, print_json, show, status_line, threads_option
+from edgellm.cli.common import NewPath, gpu_option, json_option, print_json, show, status_line, threads_option
 
 
 @click.command("profile")
@@ -26,7 +26,7 @@ from edgellm.cli.common import gpu_option, json_option, print_json, show, status
 )
 @click.option("--strict", is_flag=True, help="Refuse to measure on a busy machine instead of warning.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.json", help="Write the report here."
+    "-o", "--output", type=NewPath(path_type=Path), metavar="FILE.json", help="Write the report here."
 )
 @json_option
 def command(

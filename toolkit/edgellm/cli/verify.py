@@ -54,9 +54,11 @@ def command(
 ) -> None:
     """Check an artifact, and how far it is from its source.
 
-    Without --reference: the structure of its files and every hash in its manifest.
+    Without --reference: the structure of its files, every hash in its manifest, and the manifest itself by the hash in
+    the model's header.
     """
     from edgellm import api
+    from edgellm.api.verification import knows_manifest
     from edgellm.formats.records import to_builtins
 
     with progress_bars() as progress:
@@ -72,19 +74,30 @@ def command(
             progress=progress,
         )
     opened = api.open_artifact(artifact)
+    has_hash = knows_manifest(opened)
     if as_json:
         print_json(
-            {"manifest": to_builtins(opened.manifest), "receipt": to_builtins(receipt) if receipt else None}
+            {
+                "manifest": to_builtins(opened.manifest),
+                "manifest_hash_in_model": has_hash,
+                "receipt": to_builtins(receipt) if receipt else None,
+            }
         )
         return
     from edgellm.cli.words import receipt_line
 
-    n_files = len(opened.manifest.files)
-    said = (
-        f"{n_files} files match their manifest"
-        if n_files
-        else "a plain GGUF: its structure is sound; no manifest, so no hashes"
-    )
-    show(f"{opened.path}: {said}")
+    show(f"{opened.path}: {_said(len(opened.manifest.files), has_hash=has_hash)}")
     if receipt:
         show(receipt_line(receipt))
+
+
+def _said(n_files: int, *, has_hash: bool) -> str:
+    if not n_files:
+        return "a plain GGUF: its structure is sound; no manifest, so no hashes"
+    files = "1 file matches its" if n_files == 1 else f"{n_files} files match their"
+    rest = (
+        ""
+        if has_hash
+        else "; the model has no hash of the manifest: what that says of its making is not checked"
+    )
+    return f"{files} manifest{rest}"

@@ -129,7 +129,7 @@ def _too_small(
         sizes.append((size, type_name))
     listed = ", ".join(f"{type_name} {format_bytes(size)}" for size, type_name in sorted(sizes))
     return SpecError(
-        f"a budget of {format_bytes(max_bytes)} is below the smallest file, {format_bytes(smallest)}",
+        f"a budget of {format_bytes(max_bytes)} is below the smallest file, {format_bytes(smallest)} ({smallest} bytes)",
         hint=f"allow at least that; with one type for all tensors that can have it: {listed}",
     )
 

@@ -8,7 +8,7 @@ import dataclasses
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from edgellm import artifact, scratch, staging
 from edgellm.artifact import Manifest, Parent, Provenance, Recipe
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert import architectures, chat_templates, imatrix, mixture, tokenizer, writer
+from edgellm.convert import architectures, chat_templates, header, imatrix, mixture, tokenizer, writer
 from edgellm.convert import recipe as recipes
 from edgellm.convert.imatrix import ImportanceMatrix
 from edgellm.convert.imatrix_file import write_imatrix
@@ -32,11 +32,8 @@ from edgellm.formats.paths import open_regular
 from edgellm.shape import n_elements, tensor_bytes
 from edgellm.targets import Target
 
-QUANTIZATION_VERSION = 2
 IMATRIX_NAME = "imatrix.gguf"
-MIX_KEY = "edgellm.mix"
 _MOST_ZERO_TENSORS = 8  # that a warning names
-PARENT_KEY = "edgellm.parent.sha256."
 
 
 def read_source(checkpoint: Checkpoint) -> Source:
@@ -63,8 +60,8 @@ def add_vocabulary(
     if checkpoint.kind == "gguf":
         if template is None or reason is None:
             return source, None
-        header = {**source.header, "tokenizer.chat_template": HeaderValue("STRING", template)}
-        return dataclasses.replace(source, header=header), reason
+        entries = {**source.header, "tokenizer.chat_template": HeaderValue("STRING", template)}
+        return dataclasses.replace(source, header=entries), reason
     vocabulary = tokenizer.read_vocabulary(checkpoint, source.shape.vocab_size)
     name = HeaderValue("STRING", model_name(checkpoint.name, vocabulary))
     source = dataclasses.replace(source, header={**source.header, "general.name": name})
@@ -75,16 +72,16 @@ def add_vocabulary(
             with scratch.write_errors(path):
                 path.write_bytes(vocabulary.tokenizer_json or b"")
 
-        def write_trial(header: dict[str, HeaderValue]) -> Path:
+        def write_trial(entries: dict[str, HeaderValue]) -> Path:
             trial = folder / "trial.gguf"
             with scratch.write_errors(trial):
                 writer.write_gguf(
-                    trial, _without_tensors(source), {}, {**source.header, **header}, n_workers=1
+                    trial, _without_tensors(source), {}, {**source.header, **entries}, n_workers=1
                 )
             return trial
 
         choice = choose(vocabulary, path, engines, write_trial)
-    header = {
+    entries = {
         **source.header,
         **choice.vocabulary.header("default", template),
         **choice.candidate.header(),
@@ -92,7 +89,7 @@ def add_vocabulary(
     kept = dataclasses.replace(checkpoint, tokenizer_json=vocabulary.tokenizer_json)
     said = "; ".join([f"{_named(choice.candidate)}: {choice.evidence}", *choice.vocabulary.notes])
     lines = [said, *([reason] if reason else [])]
-    return dataclasses.replace(source, checkpoint=kept, header=header), "\n".join(lines)
+    return dataclasses.replace(source, checkpoint=kept, header=entries), "\n".join(lines)
 
 
 def _named(candidate: Candidate) -> str:
@@ -110,28 +107,6 @@ class Encoding(NamedTuple):
     encode: Encode | None = None
     slab_weights: int | None = None
     provenance: Provenance | None = None
-
-
-def model_header(source: Source, recipe: Recipe) -> dict[str, HeaderValue]:
-    """The header of the GGUF that the recipe describes.
-
-    A mix of our own bears the file type of the named mix that it has most bytes of, and its own name beside it.
-    """
-    header = {key: value for key, value in source.header.items() if key != MIX_KEY}
-    header["general.quantization_version"] = HeaderValue("UINT32", QUANTIZATION_VERSION)
-    if recipe.quant.startswith(mixture.MIX):
-        header[MIX_KEY] = HeaderValue("STRING", recipe.quant)
-    return header | {"general.file_type": HeaderValue("UINT32", _file_type(source, recipe))}
-
-
-def _file_type(source: Source, recipe: Recipe) -> int:
-    if not recipe.quant.startswith(mixture.MIX):
-        return mixture.find(recipe.quant).file_type
-    sizes: dict[str, int] = {}
-    for name, kind in recipe.tensor_types.items():
-        sizes[kind] = sizes.get(kind, 0) + tensor_bytes(source.shape.tensors[name], kind)
-    by_base = {quant.base: quant.file_type for quant in reversed(mixture.QUANTS.values())}
-    return by_base[max((kind for kind in sizes if kind in by_base), key=lambda kind: sizes[kind])]
 
 
 def packing(source: Source, recipe: Recipe, encoding: Encoding, *, n_workers: int) -> Slabs:
@@ -161,8 +136,8 @@ def write_model(
 def _write(
     path: Path, source: Source, recipe: Recipe, slabs: Slabs, progress: writer.Progress | None
 ) -> writer.Written:
-    header = model_header(source, recipe)
-    return writer.write_slabs(path, source, recipe.tensor_types, header, slabs, progress=progress)
+    entries = header.model_header(source, recipe)
+    return writer.write_slabs(path, source, recipe.tensor_types, entries, slabs, progress=progress)
 
 
 def convert(
@@ -195,39 +170,54 @@ def convert(
         stack.enter_context(_one_line_io_errors(into))
         if parents is None:
             parents = stack.enter_context(hashing(checkpoint))
-        parent_records = [parent.result() for parent in parents]
-        _check_lengths(checkpoint, parent_records)
-        source = with_provenance(source, {parent.name: parent.sha256 for parent in parent_records})
+        manifest = records.replace(
+            _described(source, target, recipe if note is None else _with_note(recipe, note)),
+            parents=_checked(checkpoint, [parent.result() for parent in parents]),
+            argv=argv,
+            importance=encoding.provenance,
+        )
+        hashes = {parent.name: parent.sha256 for parent in manifest.parents}
+        sealed = artifact.manifest_sha256(records.to_builtins(manifest))
+        source = header.with_provenance(source, hashes, sealed)
         if slabs is None:
             slabs = stack.enter_context(packing(source, recipe, encoding, n_workers=n_workers))
         written = _write(into / "model.gguf", source, recipe, slabs, progress)
-        entries = [
-            artifact.FileEntry(name="model.gguf", n_bytes=written.file_bytes, sha256=written.sha256),
-            *_write_companions(
-                into, checkpoint, encoding.importance if recipe.imatrix == "collected" else None
-            ),
-        ]
+        collected = encoding.importance if recipe.imatrix == "collected" else None
+        companions = _write_companions(into, checkpoint, collected)
+    model = artifact.FileEntry(name="model.gguf", n_bytes=written.file_bytes, sha256=written.sha256)
+    return records.replace(
+        manifest,
+        file_bytes=written.file_bytes,
+        files=[model, *companions],
+        created_at=artifact.now_utc(),
+        warnings=[*manifest.warnings, *_zero_warnings(source, written)],
+    )
+
+
+def _described(source: Source, target: Target, recipe: Recipe) -> Manifest:
+    """What a manifest says before anything is read or written."""
+    checkpoint, shape = source.checkpoint, source.shape
+    n_bytes = sum(tensor_bytes(t.shape, recipe.tensor_types[t.name]) for t in source.tensors)
     return Manifest(
         schema=artifact.MANIFEST_SCHEMA,
         model=checkpoint.name,
         revision=checkpoint.revision,
-        architecture=source.shape.architecture,
+        architecture=shape.architecture,
         format="gguf",
         quant=recipe.quant,
-        n_params=source.shape.n_params,
-        file_bytes=written.file_bytes,
-        bpw=8 * written.tensor_bytes / source.shape.n_params,
-        context_train=source.shape.context_train,
+        n_params=shape.n_params,
+        file_bytes=0,
+        bpw=8 * n_bytes / shape.n_params,
+        context_train=shape.context_train,
         target=target.id,
-        recipe=recipe if note is None else _with_note(recipe, note),
-        files=entries,
-        parents=parent_records,
+        recipe=recipe,
+        files=[],
+        parents=[],
         tool_versions=tool_versions(),
-        argv=argv,
+        argv=[],
         licence=checkpoint.licence,
-        created_at=artifact.now_utc(),
-        warnings=[*conversion_warnings(source, recipe), *_zero_warnings(source, written)],
-        importance=encoding.provenance,
+        created_at=None,
+        warnings=conversion_warnings(source, recipe),
     )
 
 
@@ -245,8 +235,8 @@ def _write_companions(
     return [artifact.entry_for(path) for path in (tokenizer_path, matrix_path) if path.exists()]
 
 
-def _check_lengths(checkpoint: Checkpoint, parents: Sequence[Parent]) -> None:
-    """What was hashed must be as long as its header said when it was planned; rows may have been read before."""
+def _checked(checkpoint: Checkpoint, parents: list[Parent]) -> list[Parent]:
+    """What was hashed, as long as its header said when it was planned; rows may have been read before."""
     ends: dict[Path, int] = {}
     for tensor in checkpoint.tensors.values():
         ends[tensor.path] = max(ends.get(tensor.path, 0), tensor.offset + tensor.n_bytes)
@@ -255,17 +245,7 @@ def _check_lengths(checkpoint: Checkpoint, parents: Sequence[Parent]) -> None:
             raise BadInputError(
                 f"{path}: has {parent.n_bytes} bytes, its header promised {ends[path]}: it changed while it was read"
             )
-
-
-def with_provenance(source: Source, parents: Mapping[str, str]) -> Source:
-    """The source with the hash of every file it was read from in its header, for a model that leaves its manifest.
-
-    Args:
-        parents: name -> sha256.
-    """
-    hashes = {f"{PARENT_KEY}{name}": HeaderValue("STRING", sha256) for name, sha256 in parents.items()}
-    kept = {key: value for key, value in source.header.items() if not key.startswith(PARENT_KEY)}
-    return dataclasses.replace(source, header=kept | hashes)
+    return parents
 
 
 def conversion_warnings(source: Source, recipe: Recipe) -> list[str]:
@@ -289,7 +269,7 @@ def _zero_warnings(source: Source, written: writer.Written) -> list[str]:
         return []
     count = len(written.zero_tensors)
     more = f" and {count - len(shown)} more" if count > len(shown) else ""
-    return [f"all weights are zero in {count} tensors: {', '.join(shown)}{more}"]
+    return [f"{artifact.ZERO_WEIGHTS}{count} tensors: {', '.join(shown)}{more}"]
 
 
 def tool_versions() -> dict[str, str]:
@@ -316,7 +296,7 @@ def manifest_of_gguf(checkpoint: Checkpoint) -> Manifest:
         revision=None,
         architecture=source.shape.architecture,
         format="gguf",
-        quant=file.get(MIX_KEY, str, None) or _quant_name(file_type),
+        quant=file.get(header.MIX_KEY, str, None) or _quant_name(file_type),
         n_params=n_params,
         file_bytes=file.file_bytes,
         bpw=8 * size / n_params if n_params else 0.0,
@@ -336,9 +316,11 @@ def _embedded_parents(file: GGUFFile) -> list[Parent]:
     """What the header says it was made from; sizes are not said there."""
     parents = []
     for key, entry in file.metadata.items():
-        if key.startswith(PARENT_KEY) and isinstance(entry.value, str):
+        if key.startswith(header.PARENT_KEY) and isinstance(entry.value, str):
             try:
-                parents.append(Parent(name=key.removeprefix(PARENT_KEY), n_bytes=None, sha256=entry.value))
+                parents.append(
+                    Parent(name=key.removeprefix(header.PARENT_KEY), n_bytes=None, sha256=entry.value)
+                )
             except ValueError as err:
                 raise BadInputError(f"{file.path}: header key {key[:80]!r}: {err}") from err
     return parents

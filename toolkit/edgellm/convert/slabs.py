@@ -77,7 +77,7 @@ class Slabs:
         encode: Encode | None = None,
         slab_weights: int | None = None,
     ) -> None:
-        _check_memory(source, n_workers, slab_weights or SLAB_WEIGHTS)
+        check_memory(source, n_workers=n_workers, slab_weights=slab_weights)
         self._types, self._encode = types, encode or _plain_encode
         self._todo = _ranges(source, slab_weights or SLAB_WEIGHTS)
         self._pending: deque[_Job] = deque()
@@ -135,11 +135,19 @@ def _step(tensor: PlannedTensor, slab_weights: int) -> int:
     return max(group, step // group * group)
 
 
-def _check_memory(source: Source, n_workers: int, slab_weights: int) -> None:
-    """Refuse before the work what would end in the middle of it, without a word where the kernel kills."""
+def check_memory(source: Source, *, n_workers: int, slab_weights: int | None = None) -> None:
+    """Refuse before the work what would end in the middle of it, without a word where the kernel kills.
+
+    Args:
+        slab_weights: as in `Slabs`.
+
+    Raises:
+        ResourceError: the least that the workers need is more than this process may take.
+    """
     if not source.tensors:
         return
-    largest = max(min(_step(t, slab_weights), t.n_rows) * t.n_columns for t in source.tensors)
+    n_weights = slab_weights or SLAB_WEIGHTS
+    largest = max(min(_step(t, n_weights), t.n_rows) * t.n_columns for t in source.tensors)
     bound = headroom()
     per_worker_bytes = _BYTES_PER_WEIGHT * largest + (
         _STACK_BYTES + _HEAP_BYTES if bound.counts_mapped else 0

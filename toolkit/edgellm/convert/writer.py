@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,12 @@ from edgellm.resources import CACHE_VARIABLE
 from edgellm.shape import tensor_bytes
 
 ALIGNMENT = 32
+# GGUF: magic, version and two counts; then keys, strings and arrays with their lengths, types as numbers.
+_PREAMBLE_BYTES, _LENGTH_BYTES, _NUMBER_BYTES = 24, 8, 4
+_VALUE_BYTES = {
+    "UINT8": 1, "INT8": 1, "BOOL": 1, "UINT16": 2, "INT16": 2, "UINT32": 4, "INT32": 4, "FLOAT32": 4,
+    "UINT64": 8, "INT64": 8, "FLOAT64": 8,
+}  # fmt: skip
 Progress = Callable[[int], None]
 
 
@@ -74,7 +80,7 @@ def write_slabs(
     Raises:
         BadInputError: as in `Slabs`.  OSError: the file cannot be written.
     """
-    _write_header(path, source, types, header)
+    write_header(path, source, types, header)
     digest = hashlib.sha256()
     with path.open("r+b") as out:
         while block := out.read(1 << 20):
@@ -111,17 +117,40 @@ def needed_bytes(source: Source, types: dict[str, str]) -> int:
     )
 
 
-def header_bytes(source: Source, types: dict[str, str], header: dict[str, HeaderValue], folder: Path) -> int:
-    """Bytes of the file before its first tensor; the same for all types. A scratch file is made in `folder`."""
-    path = folder / "header.gguf"
-    _write_header(path, source, types, header)
-    try:
-        return path.stat().st_size
-    finally:
-        path.unlink()
+def header_bytes(source: Source, header: Mapping[str, HeaderValue], *, more_bytes: int = 0) -> int:
+    """Bytes of the file before its first tensor; the same for all types of tensors.
+
+    Args:
+        more_bytes: of entries that are not in `header` yet.
+    """
+    infos = sum(
+        _LENGTH_BYTES + len(t.name.encode()) + 2 * _NUMBER_BYTES + (len(t.shape) + 1) * _LENGTH_BYTES
+        for t in source.tensors
+    )
+    n_bytes = _PREAMBLE_BYTES + entries_bytes(header) + more_bytes + infos
+    return n_bytes + -n_bytes % ALIGNMENT
 
 
-def _write_header(path: Path, source: Source, types: dict[str, str], header: dict[str, HeaderValue]) -> None:
+def entries_bytes(header: Mapping[str, HeaderValue]) -> int:
+    """Bytes of the entries themselves, keys included."""
+    total = 0
+    for key, entry in header.items():
+        total += _LENGTH_BYTES + len(key.encode()) + _NUMBER_BYTES
+        if entry.element_type is None:
+            total += _values_bytes(entry.type, [entry.value])
+        else:
+            total += _NUMBER_BYTES + _LENGTH_BYTES + _values_bytes(entry.element_type, entry.value)
+    return total
+
+
+def _values_bytes(kind: str, values: Sequence[Any]) -> int:
+    if kind == "STRING":
+        return sum(_LENGTH_BYTES + len(value.encode()) for value in values)
+    return _VALUE_BYTES[kind] * len(values)
+
+
+def write_header(path: Path, source: Source, types: dict[str, str], header: dict[str, HeaderValue]) -> None:
+    """Write the part of the file before its first tensor; arguments as in `write_slabs`."""
     from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
     writer: Any = GGUFWriter(None, source.shape.architecture)
