@@ -70,7 +70,7 @@ def allowed(constraint: TokenConstraint) -> list[int]:
 def test_whatever_is_drawn_is_valid_by_another_validator(
     compiler: Constraints, schema: Schema, seed: int
 ) -> None:
-    constraint = compiler.compile(schema_spec(schema))
+    constraint = compiler.prepare(schema_spec(schema))
     text = random_text(constraint, seed)
     assert constraint.is_complete
     jsonschema.validate(json.loads(text), schema, jsonschema.Draft202012Validator, format_checker=FORMATS)
@@ -80,8 +80,8 @@ def test_whatever_is_drawn_is_valid_by_another_validator(
 def test_a_text_that_ends_early_is_the_beginning_of_one_that_fits(
     compiler: Constraints, schema: Schema, seed: int, n_tokens: int
 ) -> None:
-    beginning = random_text(compiler.compile(schema_spec(schema)), seed, n_tokens)
-    whole = compiler.compile(schema_spec(schema))
+    beginning = random_text(compiler.prepare(schema_spec(schema)), seed, n_tokens)
+    whole = compiler.prepare(schema_spec(schema))
     for token in beginning:
         whole.accept(token)
     text = beginning + (b"" if whole.is_complete else random_text(whole, seed))
@@ -114,7 +114,7 @@ OPENAI_STRICT = {
 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_openais_strict_mode_allows_works(compiler: Constraints, seed: int) -> None:
-    constraint = compiler.compile(schema_spec(OPENAI_STRICT))
+    constraint = compiler.prepare(schema_spec(OPENAI_STRICT))
     text = random_text(constraint, seed, 3000)
     assert constraint.is_complete
     jsonschema.validate(json.loads(text), OPENAI_STRICT, format_checker=FORMATS)
@@ -127,18 +127,18 @@ def test_what_openais_strict_mode_allows_works(compiler: Constraints, seed: int)
 def test_formats_are_enforced(compiler: Constraints, name: str) -> None:
     schema = {"type": "string", "format": name}
     for seed in range(3):
-        text = random_text(compiler.compile(schema_spec(schema)), seed, 2000)
+        text = random_text(compiler.prepare(schema_spec(schema)), seed, 2000)
         jsonschema.validate(json.loads(text), schema, format_checker=FORMATS)
 
 
 def test_a_json_object_is_any_object(compiler: Constraints) -> None:
     for seed in range(5):
-        text = random_text(compiler.compile(ConstraintSpec(kind="json_object")), seed, 4000)
+        text = random_text(compiler.prepare(ConstraintSpec(kind="json_object")), seed, 4000)
         assert isinstance(json.loads(text), dict)
 
 
 def test_white_space_between_values_is_bounded(compiler: Constraints) -> None:
-    constraint = compiler.compile(ConstraintSpec(kind="json_object"))
+    constraint = compiler.prepare(ConstraintSpec(kind="json_object"))
     constraint.accept(ord("{"))
     n = 0
     while ord("\n") in allowed(constraint) or ord(" ") in allowed(constraint):
@@ -166,7 +166,7 @@ def test_white_space_between_values_is_bounded(compiler: Constraints) -> None:
 )
 def test_a_pattern_is_of_the_whole_text(compiler: Constraints, pattern: str) -> None:
     for seed in range(5):
-        constraint = compiler.compile(ConstraintSpec(kind="regex", text=pattern))
+        constraint = compiler.prepare(ConstraintSpec(kind="regex", text=pattern))
         text = random_text(constraint, seed)
         if constraint.is_complete:
             assert re.fullmatch(pattern, text.decode(), re.ASCII)
@@ -181,7 +181,7 @@ def test_a_pattern_is_of_the_whole_text(compiler: Constraints, pattern: str) -> 
 )
 def test_both_grammars_count_and_nest(compiler: Constraints, grammar: str) -> None:
     for seed in range(5):
-        constraint = compiler.compile(ConstraintSpec(kind="grammar", text=grammar))
+        constraint = compiler.prepare(ConstraintSpec(kind="grammar", text=grammar))
         text = random_text(constraint, seed, 2000).decode()
         assert constraint.is_complete
         assert 1 <= text.count(",") <= 3
@@ -201,7 +201,7 @@ ws ::= | " " | "\n" [ \t]{0,20}
 """
     n_complete = 0
     for seed in range(8):
-        constraint = compiler.compile(ConstraintSpec(kind="grammar", text=grammar))
+        constraint = compiler.prepare(ConstraintSpec(kind="grammar", text=grammar))
         text = random_text(constraint, seed, 2000)
         if constraint.is_complete:
             assert isinstance(json.loads(text), dict)
@@ -210,7 +210,7 @@ ws ::= | " " | "\n" [ \t]{0,20}
 
 
 def test_the_end_is_allowed_when_the_text_fits_and_only_then(compiler: Constraints) -> None:
-    constraint = compiler.compile(CAT)
+    constraint = compiler.prepare(CAT)
     for character in b"the cat!":
         assert END not in allowed(constraint)
         assert not constraint.is_complete
@@ -226,7 +226,7 @@ def test_the_end_is_allowed_when_the_text_fits_and_only_then(compiler: Constrain
 
 
 def test_a_text_that_may_end_or_go_on_allows_both(compiler: Constraints) -> None:
-    constraint = compiler.compile(ConstraintSpec(kind="regex", text="ab*"))
+    constraint = compiler.prepare(ConstraintSpec(kind="regex", text="ab*"))
     constraint.accept(ord("a"))
     assert sorted(allowed(constraint)) == [ord("b"), END]
     assert constraint.is_accepting
@@ -236,15 +236,15 @@ def test_a_text_that_may_end_or_go_on_allows_both(compiler: Constraints) -> None
 
 
 def test_control_tokens_are_in_no_text_but_a_grammar_can_name_them(compiler: Constraints) -> None:
-    anything = compiler.compile(ConstraintSpec(kind="regex", text="(?s:.*)"))
+    anything = compiler.prepare(ConstraintSpec(kind="regex", text="(?s:.*)"))
     assert {BOS, END, 258} & set(allowed(anything)) == {END}
-    named = compiler.compile(ConstraintSpec(kind="grammar", text=f'start: <[{BOS}]> "a"'))
+    named = compiler.prepare(ConstraintSpec(kind="grammar", text=f'start: <[{BOS}]> "a"'))
     assert allowed(named) == [BOS]
     assert named.forced_tokens() == [BOS, ord("a")]
 
 
 def test_forced_tokens_are_what_must_come(compiler: Constraints) -> None:
-    constraint = compiler.compile(CAT)
+    constraint = compiler.prepare(CAT)
     assert constraint.forced_tokens() == list(b"the ")
     for token in b"the d":
         constraint.accept(token)
@@ -255,16 +255,16 @@ def test_forced_tokens_are_what_must_come(compiler: Constraints) -> None:
 
 
 def test_uses_of_one_compilation_do_not_touch_each_other(compiler: Constraints) -> None:
-    first, second = compiler.compile(CAT), compiler.compile(CAT)
+    first, second = compiler.prepare(CAT), compiler.prepare(CAT)
     for token in b"the c":
         first.accept(token)
     assert allowed(first) == [ord("a")]
     assert allowed(second) == [ord("t")]
-    assert allowed(compiler.compile(CAT)) == [ord("t")]
+    assert allowed(compiler.prepare(CAT)) == [ord("t")]
 
 
 def test_a_token_that_does_not_fit_is_an_error(compiler: Constraints) -> None:
-    constraint = compiler.compile(CAT)
+    constraint = compiler.prepare(CAT)
     with pytest.raises(BackendError, match="token 120 does not fit the constraint"):
         constraint.accept(ord("x"))
     assert constraint.is_complete
@@ -272,7 +272,7 @@ def test_a_token_that_does_not_fit_is_an_error(compiler: Constraints) -> None:
 
 
 def test_a_deferred_error_ends_the_text_and_is_kept(compiler: Constraints) -> None:
-    constraint = compiler.compile(CAT, deferred=True)
+    constraint = compiler.prepare(CAT, deferred=True)
     constraint.accept(ord("x"))
     assert isinstance(constraint.failure, BackendError)
     assert constraint.is_complete
@@ -285,7 +285,7 @@ def test_a_deferred_error_ends_the_text_and_is_kept(compiler: Constraints) -> No
 
 def test_logits_of_another_model_are_refused(compiler: Constraints) -> None:
     with pytest.raises(ValueError, match=r"\(10,\), expected \(259,\)"):
-        compiler.compile(CAT).mask(np.zeros(10, dtype=np.float32))
+        compiler.prepare(CAT).mask(np.zeros(10, dtype=np.float32))
 
 
 class Odd(FakeBackend):
@@ -310,7 +310,7 @@ class Odd(FakeBackend):
 @pytest.mark.parametrize("n_padding", [0, 1, 28, 29, 30, 61, 1000])
 def test_a_padded_vocabulary_is_masked_to_its_last_token(n_padding: int) -> None:
     backend = Odd(n_padding=n_padding, ends=[END, BOS])
-    constraint = Constraints(backend).compile(ConstraintSpec(kind="regex", text="[ab]?"))
+    constraint = Constraints(backend).prepare(ConstraintSpec(kind="regex", text="[ab]?"))
     logits = np.zeros(backend.vocab_size, dtype=np.float32)
     constraint.mask(logits)
     assert np.flatnonzero(logits == 0).tolist() == [ord("a"), ord("b"), BOS, END]
@@ -319,7 +319,7 @@ def test_a_padded_vocabulary_is_masked_to_its_last_token(n_padding: int) -> None
 @pytest.mark.parametrize("n_padding", [0, 28, 29, 30])
 def test_a_model_without_an_end_token_is_complete_and_stops(n_padding: int) -> None:
     backend = Odd(n_padding=n_padding, ends=[])
-    constraint = Constraints(backend).compile(ConstraintSpec(kind="regex", text="ab"))
+    constraint = Constraints(backend).prepare(ConstraintSpec(kind="regex", text="ab"))
     for token in b"ab":
         logits: FloatArray = np.zeros(backend.vocab_size, dtype=np.float32)
         constraint.mask(logits)
@@ -335,7 +335,7 @@ def test_a_model_without_an_end_token_is_complete_and_stops(n_padding: int) -> N
 def test_a_tokenizer_that_changes_the_text_does_not_change_what_is_forced() -> None:
     """SentencePiece puts a space in front of every text."""
     backend = Odd(n_padding=0, ends=[END], token_of=lambda text: f" {text}")
-    constraint = Constraints(backend).compile(CAT)
+    constraint = Constraints(backend).prepare(CAT)
     assert constraint.forced_tokens() == list(b"the ")
     logits = np.zeros(VOCAB_SIZE, dtype=np.float32)
     constraint.mask(logits)
@@ -345,7 +345,7 @@ def test_a_tokenizer_that_changes_the_text_does_not_change_what_is_forced() -> N
 def test_an_end_token_that_has_text_is_never_text() -> None:
     """To the scheduler it ends the answer wherever it comes."""
     backend = Odd(n_padding=0, ends=[ord("#")])
-    constraint = Constraints(backend).compile(ConstraintSpec(kind="regex", text="a[^b]c?"))
+    constraint = Constraints(backend).prepare(ConstraintSpec(kind="regex", text="a[^b]c?"))
     constraint.accept(ord("a"))
     assert ord("#") not in allowed(constraint)
     assert ord("x") in allowed(constraint)
@@ -354,7 +354,7 @@ def test_an_end_token_that_has_text_is_never_text() -> None:
 
 
 def test_a_text_that_the_vocabulary_cannot_write_is_an_error_where_it_ends() -> None:
-    constraint = Constraints(Odd(n_padding=0, ends=[ord("#")])).compile(
+    constraint = Constraints(Odd(n_padding=0, ends=[ord("#")])).prepare(
         ConstraintSpec(kind="regex", text="a#b")
     )
     assert constraint.forced_tokens() == [ord("a")]
@@ -368,7 +368,7 @@ def test_threads_compile_and_draw_side_by_side() -> None:
     specs = [CAT, *(schema_spec({"const": "x" * n}) for n in range(1, 6))]
 
     def work(seed: int) -> list[bytes]:
-        return [random_text(compiler.compile(spec), seed) for spec in specs for _ in range(3)]
+        return [random_text(compiler.prepare(spec), seed) for spec in specs for _ in range(3)]
 
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(work, range(8)))
@@ -378,7 +378,7 @@ def test_threads_compile_and_draw_side_by_side() -> None:
 def test_a_batcher_draws_what_fits_with_and_without_forced_drafts(compiler: Constraints) -> None:
     texts = []
     for with_drafts in (False, True):
-        constraint = compiler.compile(CAT)
+        constraint = compiler.prepare(CAT)
         batcher = FakeBackend().open(n_sequences=1, context=64)
         tokens, drawn = [BOS], bytearray()
         while not constraint.is_complete:
@@ -400,16 +400,16 @@ def test_the_cache_is_bounded_in_number_and_bytes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(constraints, "MAX_CACHED", 3)
     specs = [ConstraintSpec(kind="regex", text=c * 10) for c in "abcde"]
     for spec in specs:
-        compiler.compile(spec)
-        compiler.compile(specs[0])
+        compiler.prepare(spec)
+        compiler.prepare(specs[0])
     assert list(compiler._compiled) == [specs[3], specs[4], specs[0]]
     assert compiler._cached_bytes == 30
     monkeypatch.setattr(constraints, "MAX_CACHED_TEXT_BYTES", 25)
-    compiler.compile(specs[1])
+    compiler.prepare(specs[1])
     assert list(compiler._compiled) == [specs[0], specs[1]]
     assert compiler._cached_bytes == 20
     monkeypatch.setattr(constraints, "MAX_CACHED_TEXT_BYTES", 5)
-    compiler.compile(specs[2]).accept(ord("c"))
+    compiler.prepare(specs[2]).accept(ord("c"))
     assert not compiler._compiled
     assert compiler._cached_bytes == 0
 
@@ -445,7 +445,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     compiler: Constraints, spec: ConstraintSpec, words: str
 ) -> None:
     with pytest.raises(SpecError) as caught:
-        compiler.compile(spec)
+        compiler.prepare(spec)
     assert words in caught.value.message
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < 500

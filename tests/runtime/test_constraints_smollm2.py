@@ -120,7 +120,7 @@ def test_every_answer_is_valid_or_the_beginning_of_a_valid_one(
     asked = random_schemas()
     specs = [ConstraintSpec(kind="json_schema", text=json.dumps(schema)) for schema in asked]
     question = prompt(backend, "Write an example in JSON.")
-    constraints = [compiler.compile(spec) for spec in specs]
+    constraints = [compiler.prepare(spec) for spec in specs]
     texts, _ = write(backend, batcher, [question] * len(asked), constraints, temperature=temperature)
     by_bytes = Constraints(FakeBackend())
     n_whole = 0
@@ -131,7 +131,7 @@ def test_every_answer_is_valid_or_the_beginning_of_a_valid_one(
                 json.loads(text), schema, jsonschema.Draft202012Validator, format_checker=FORMATS
             )
         else:
-            beginning = by_bytes.compile(spec)
+            beginning = by_bytes.prepare(spec)
             for byte in text.encode():
                 beginning.accept(byte)
     assert len(asked) == N_SCHEMAS
@@ -158,7 +158,7 @@ def test_patterns_and_grammars_hold(
     temperature: float,
 ) -> None:
     questions = [prompt(backend, f"Question {i}: what is it?") for i in range(3)]
-    constraints = [compiler.compile(spec) for _ in questions]
+    constraints = [compiler.prepare(spec) for _ in questions]
     texts, _ = write(backend, batcher, questions, constraints, temperature=temperature)
     for text, constraint in zip(texts, constraints, strict=True):
         assert constraint.is_complete
@@ -178,7 +178,7 @@ def test_forced_tokens_as_drafts_save_steps_and_change_nothing(
     spec = ConstraintSpec(kind="json_schema", text=json.dumps(schema))
     question = prompt(backend, "The weather in Rome?")
     found = [
-        write(backend, batcher, [question], [compiler.compile(spec)], draft=draft) for draft in (False, True)
+        write(backend, batcher, [question], [compiler.prepare(spec)], draft=draft) for draft in (False, True)
     ]
     assert found[0][0] == found[1][0]
     assert found[1][1] < found[0][1]
@@ -214,7 +214,7 @@ def test_a_named_tool_is_always_the_one_that_is_called(
         backend,
         batcher,
         questions,
-        [compiler.compile(spec) for _ in questions],
+        [compiler.prepare(spec) for _ in questions],
         temperature=temperature,
         max_tokens=100,
     )

@@ -193,7 +193,7 @@ FORMATS = [
 
 def draw(spec: ConstraintSpec, seed: int, visible: dict[int, str]) -> str:
     """A random text under the constraint, with the marks that are control tokens, as the parser wants it."""
-    constraint = Constraints(FakeBackend()).compile(spec)
+    constraint = Constraints(FakeBackend()).prepare(spec)
     rng = np.random.default_rng(seed)
     text = bytearray()
     for _ in range(3000):

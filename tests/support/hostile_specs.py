@@ -141,7 +141,7 @@ def main() -> None:
 
 def _draw(compiler: Constraints, spec: ConstraintSpec) -> None:
     rng = np.random.default_rng(0)
-    constraint = compiler.compile(spec)
+    constraint = compiler.prepare(spec)
     for _ in range(30):
         logits = rng.standard_normal(VOCAB_SIZE).astype(np.float32)
         constraint.mask(logits)

@@ -153,7 +153,7 @@ class Constraints:
         self._lock = threading.Lock()
         self._building = threading.Lock()
 
-    def compile(self, spec: ConstraintSpec, *, deferred: bool = False) -> TokenConstraint:
+    def prepare(self, spec: ConstraintSpec, *, deferred: bool = False) -> TokenConstraint:
         """A constraint for one sequence; `deferred` as in `TokenConstraint`.
 
         The first one for a model takes about a second, to sort its vocabulary.

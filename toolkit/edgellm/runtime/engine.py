@@ -104,7 +104,7 @@ class LocalEngine:
             n_keep=request.keep_tokens, max_tokens=request.max_tokens,
         )  # fmt: skip
         constraint = (
-            self._constraints.compile(request.constraint, deferred=True) if request.constraint else None
+            self._constraints.prepare(request.constraint, deferred=True) if request.constraint else None
         )
         ticket = ticket or Ticket(on_cancel=self.scheduler.wake, on_taken=self.scheduler.wake)
         self.scheduler.submit(
