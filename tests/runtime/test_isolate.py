@@ -84,6 +84,12 @@ def test_a_crash_names_its_signal_to_everyone_and_the_next_request_is_served(
     assert engine_of(model).pid != first
 
 
+@pytest.mark.parametrize("code", ["", "import os; os.write(1, b'\\x03\\0\\0\\0abc')", "print('x' * 99)"])
+def test_a_child_that_ends_at_once_or_talks_nonsense_is_an_error_at_once(code: str) -> None:
+    with pytest.raises(NativeCrash):
+        IsolatedEngine([sys.executable, "-c", code], b"any")
+
+
 def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
     seen: list[NativeCrash] = []

@@ -17,7 +17,7 @@ from edgellm.runtime.request import Completion, Piece
 from tests.runtime.engines import batcher_of, fed, make
 from tests.support.fake_backend import BOS, END, FakeBackend
 
-NAMED = r"(max_tokens|temperature|top_|min_p|penalty|seed|stop|deadline|keep|bias|option)"
+NAMED = r"(max_tokens|temperature|top_|min_p|penalty|seed|stop|deadline|keep|bias|option|overflow)"
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -214,12 +214,13 @@ def test_the_same_seed_gives_the_same_text_and_another_one_another(model: Model)
         {"top_p": 1.5}, {"min_p": -0.1}, {"repeat_penalty": 0.0}, {"seed": -1}, {"seed": 2**32}, {"stop": [""]},
         {"stop": ["x"] * 1000}, {"stop": "one"}, {"deadline_s": 0}, {"keep_tokens": -1}, {"top_logprobs": 21},
         {"logit_bias": {-1: 1.0}}, {"logit_bias": {1: float("nan")}}, {"frequency_penalty": 11.0}, {"nothing": 1},
+        {"deadline_s": float("inf")}, {"overflow": "bogus"}, {"logit_bias": {10**9: 1.0}},
     ],
 )  # fmt: skip
 def test_arguments_out_of_bounds_are_a_value_error_at_the_call(model: Model, bad: dict[str, Any]) -> None:
     with pytest.raises(
         (ValueError, TypeError),
-        match=r"(max_tokens|temperature|top_|min_p|penalty|seed|stop|deadline|keep|bias|option)",
+        match=r"(max_tokens|temperature|top_|min_p|penalty|seed|stop|deadline|keep|bias|option|overflow)",
     ):
         model.stream("ab", **bad)
     assert model.generate("ab", max_tokens=1).token_ids

@@ -85,6 +85,22 @@ def test_a_cancelled_one_ends_with_the_step_and_its_place_is_taken() -> None:
         assert model.counts().n_cancelled == 1
 
 
+def test_closing_from_another_thread_wakes_the_one_that_waits() -> None:
+    with make(b"x" * 200) as model:
+        gate = threading.Event()
+        batcher_of(model).before_step = lambda: gate.wait() and None
+        stream = model.stream("ab", temperature=0)
+        seen: list[object] = []
+        reader = threading.Thread(target=lambda: seen.extend(stream))
+        reader.start()
+        wait_until(lambda: model.counts().n_active == 1)
+        stream.close()
+        reader.join(30)
+        assert not reader.is_alive()
+        assert seen == []
+        gate.set()
+
+
 def test_one_that_waits_can_be_cancelled() -> None:
     with make(b"x" * 100) as model:
         slow_down(model)

@@ -50,6 +50,9 @@ class Channel:
         self._listener = threading.Thread(target=self._listen, name="edgellm-stderr", daemon=True)
         self._reader = threading.Thread(target=self._read, name="edgellm-channel", daemon=True)
         self._listener.start()
+
+    def listen(self) -> None:
+        """Begin to call `on_message` and `on_end`."""
         self._reader.start()
 
     @property
@@ -58,7 +61,13 @@ class Channel:
         return self._child.pid
 
     def send(self, message: bytes) -> None:
-        """Send one message. A child that is gone is noticed by `on_end`, not here."""
+        """Send one message. A child that is gone is noticed by `on_end`, not here.
+
+        Raises:
+            ValueError: it is longer than the child reads.
+        """
+        if len(message) > MAX_MESSAGE_BYTES:
+            raise ValueError(f"a message of {len(message)} bytes, at most {MAX_MESSAGE_BYTES} are sent")
         assert self._child.stdin is not None
         with self._lock, contextlib.suppress(OSError, ValueError):
             self._child.stdin.write(_LENGTH.pack(len(message)) + message)
@@ -72,7 +81,7 @@ class Channel:
     def close(self, grace_s: float = 0.0) -> None:
         """End the child; safe to call twice. Its standard input is closed, and after `grace_s` it is killed."""
         self._hang_up()
-        if threading.current_thread() is not self._reader:
+        if self._reader.ident is not None and threading.current_thread() is not self._reader:
             self._reader.join(grace_s)
             self._group.kill()
             self._reader.join()

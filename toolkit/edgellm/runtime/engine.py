@@ -99,6 +99,11 @@ class LocalEngine:
         started_s = time.perf_counter()
         self._check_open()
         self._backend.check_adapters(tuple(request.adapters.items()))
+        beyond = next((t for t in request.sampling.logit_bias if t >= self._backend.vocab_size), None)
+        if beyond is not None:
+            raise ValueError(
+                f"logit_bias of token {beyond}, outside the vocabulary of {self._backend.vocab_size}"
+            )
         ids, n_dropped = fit_prompt(
             self._prompts.encode(request.prompt), context=self.context, policy=request.overflow,
             n_keep=request.keep_tokens, max_tokens=request.max_tokens,

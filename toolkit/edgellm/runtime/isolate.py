@@ -150,7 +150,13 @@ class IsolatedEngine:
             self._answers[number] = done
             if ticket:
                 self._tickets[number] = ticket
-        channel.send(wire.encode(message))
+        try:
+            channel.send(wire.encode(message))
+        except ValueError:
+            with self._lock:
+                self._answers.pop(number, None)
+                self._tickets.pop(number, None)
+            raise
         return done.result()
 
     def _running(self) -> Channel:
@@ -189,6 +195,7 @@ class IsolatedEngine:
         with self._lock:
             self._channel = channel
             self._heard_s = time.monotonic()
+        channel.listen()
         channel.send(self._spec)
         try:
             found = ready.get(timeout=LOAD_TIMEOUT_S)

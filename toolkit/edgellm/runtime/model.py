@@ -19,7 +19,7 @@ from edgellm.runtime.engine import Engine
 from edgellm.runtime.prompts import Prompt
 from edgellm.runtime.request import Completion, Overflow, Piece, Request, completion
 from edgellm.runtime.scheduler import Counts
-from edgellm.runtime.ticket import Ticket
+from edgellm.runtime.ticket import CancelledError, Ticket
 
 
 class Options(TypedDict, total=False):
@@ -86,7 +86,10 @@ class Stream(Iterator[Piece]):
     def __next__(self) -> Piece:
         if self._ticket.done or self._ticket.cancelled:
             raise StopIteration
-        return self._ticket.take()
+        try:
+            return self._ticket.take()
+        except CancelledError:
+            raise StopIteration from None
 
     def close(self) -> None:
         """Stop the generation; safe to call from any thread, and twice."""

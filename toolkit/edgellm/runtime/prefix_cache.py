@@ -71,11 +71,6 @@ class SavedStates:
             self._states.move_to_end((found.key, found.tokens))
         return best, found
 
-    def clear(self) -> None:
-        """Forget all of them."""
-        self._states.clear()
-        self.n_bytes = 0
-
     def _drop(self, key: Key, tokens: tuple[int, ...]) -> None:
         state = self._states.pop((key, tokens), None)
         if state:
@@ -138,22 +133,6 @@ class PrefixCache:
         """Empty a sequence."""
         self._keys[sequence] = None
         self._batcher.free(sequence)
-
-    def clear(self) -> None:
-        """Empty all of them."""
-        for sequence in range(self._batcher.n_sequences):
-            self.forget(sequence)
-        self.saved.clear()
-
-    def export(self, key: Key, tokens: Sequence[int]) -> Saved | None:
-        """The longest prefix of these tokens that is known, as bytes; None where nothing is."""
-        n, source = self._longest(key, tokens)
-        n_saved, saved = self.saved.best(key, tokens)
-        if saved and n_saved >= n:
-            return saved
-        if source is None or not n:
-            return None
-        return Saved(key, tuple(self._batcher.tokens(source)), self._batcher.save(source))
 
     def _longest(self, key: Key, tokens: Sequence[int]) -> tuple[int, int | None]:
         best, found = 0, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edgellm.formats.records import Record
 from edgellm.protocols import SamplingParams
@@ -13,6 +13,7 @@ from edgellm.runtime.constraints import ConstraintSpec
 FinishReason = Literal["stop", "length"]
 Overflow = Literal["error", "shift", "middle"]
 MAX_TOP_LOGPROBS = 20
+MAX_DEADLINE_S = 7 * 24 * 3600.0
 
 
 class Request(Record):
@@ -51,8 +52,14 @@ class Request(Record):
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}, expected at least 1")
-        if self.deadline_s is not None and not self.deadline_s > 0:
-            raise ValueError(f"deadline_s is {self.deadline_s}, expected more than 0")
+        if self.deadline_s is not None and not 0 < self.deadline_s <= MAX_DEADLINE_S:
+            raise ValueError(
+                f"deadline_s is {self.deadline_s}, expected more than 0, at most {MAX_DEADLINE_S:g}"
+            )
+        if self.overflow not in get_args(Overflow):
+            raise ValueError(
+                f"overflow is {self.overflow!r}, expected one of {', '.join(get_args(Overflow))}"
+            )
         if self.keep_tokens < 0:
             raise ValueError(f"keep_tokens is {self.keep_tokens}, expected 0 or more")
         if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from edgellm.errors import DeadlineError, EdgeLLMError
 from edgellm.protocols import Backend, Feed, Sampled
@@ -22,7 +20,6 @@ from edgellm.runtime.overflow import dropped_while_generating
 from edgellm.runtime.prefix_cache import Key, PrefixCache
 from edgellm.runtime.speculation import Pace, PromptLookup, StepTimes
 
-T = TypeVar("T")
 MAX_QUEUE = 64
 # Tokens of prompts in one step, where nothing else is waiting for it, and where something is.
 CHUNK_TOKENS = 512
@@ -74,7 +71,6 @@ class Scheduler:
         self._queue: FairQueue[Generation] = FairQueue(max_queue)
         self._active: list[Generation] = []
         self._idle = list(range(n_sequences))
-        self._errands: deque[Callable[[], None]] = deque()
         self._times = StepTimes()
         self._prefill_s_per_token = 0.0
         self._wake = threading.Condition()
@@ -98,26 +94,6 @@ class Scheduler:
         """Something changed that the thread should look at."""
         with self._wake:
             self._wake.notify()
-
-    def call(self, errand: Callable[[], T]) -> T:
-        """Run a function between two steps, in the thread that owns the batcher.
-
-        Raises:
-            RuntimeError: closed.  Whatever the function raises.
-        """
-        done: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                done.set_result(errand())
-            except BaseException as err:  # it belongs to the caller
-                done.set_exception(err)
-
-        with self._wake:
-            self._check_open()
-            self._errands.append(run)
-            self._wake.notify()
-        return done.result()
 
     def counts(self) -> Counts:
         """What is going on."""
@@ -160,8 +136,6 @@ class Scheduler:
         """Sleep until there is something to do; False when it is over."""
         with self._wake:
             while not self._closing:
-                if self._errands:
-                    break
                 if any(g.ticket.cancelled for g in self._queue) or any(
                     g.ticket.cancelled or not g.ticket.is_stalled for g in self._active
                 ):
@@ -172,12 +146,7 @@ class Scheduler:
                 if timeout_s is not None and timeout_s <= 0:
                     break
                 self._wake.wait(timeout_s)
-            errands = list(self._errands)
-            self._errands.clear()
-            closing = self._closing
-        for errand in errands:
-            errand()
-        return not closing
+            return not self._closing
 
     def _until_deadline(self) -> float | None:
         deadlines = [g.deadline_s for g in (*self._queue, *self._active) if g.deadline_s is not None]

@@ -7,6 +7,11 @@ from collections.abc import Callable
 
 from edgellm.runtime.request import Piece
 
+
+class CancelledError(Exception):
+    """The consumer gave up, perhaps in another thread than the one that waits."""
+
+
 # A consumer that leaves so many pieces unread is waited for.
 MAX_UNREAD = 4096
 
@@ -37,7 +42,8 @@ class Ticket:
         """The next piece.
 
         Raises:
-            queue.Empty: none came in time.  EdgeLLMError, RuntimeError: what ended the generation.
+            queue.Empty: none came in time.  CancelledError: `cancel` was called.
+            EdgeLLMError, RuntimeError: what ended the generation.
         """
         found = self._pieces.get(timeout=timeout_s)
         if self._stalled and self._pieces.empty():
@@ -65,4 +71,5 @@ class Ticket:
         """Stop the generation; safe to call at any time."""
         if not self.cancelled and not self.done:
             self.cancelled = True
+            self._pieces.put(CancelledError())  # wakes whoever waits in `take`
             self._on_cancel()

@@ -79,14 +79,30 @@ ToEngine = Submit | Cancel | Taken | Ask
 FromEngine = Ready | Gave | Answered | Failed | Alive
 
 encode = msgspec.msgpack.Encoder().encode
-decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
-decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
 _PYTHON_ERRORS: dict[str, type[Exception]] = {
     "ValueError": ValueError,
     "TypeError": TypeError,
     "RuntimeError": RuntimeError,
 }
+
+
+def decode_to_engine(data: bytes) -> ToEngine:
+    """A message; ValueError where it is none."""
+    try:
+        return _to_engine.decode(data)
+    except msgspec.MsgspecError as err:
+        raise ValueError(str(err)) from err
+
+
+def decode_from_engine(data: bytes) -> FromEngine:
+    """A message; ValueError where it is none."""
+    try:
+        return _from_engine.decode(data)
+    except msgspec.MsgspecError as err:
+        raise ValueError(str(err)) from err
 
 
 def failed(number: int, err: BaseException) -> Failed:
