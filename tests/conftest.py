@@ -30,6 +30,7 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / ".local" / "share"))
     for name in [name for name in os.environ if name.startswith(("EDGELLM_", "HF_"))]:
         monkeypatch.delenv(name)
     # No test reaches the real hub; those of tests/hub have one of their own.

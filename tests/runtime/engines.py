@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgellm.runtime.cache_identity import LoadedFiles
 from edgellm.runtime.engine import LocalEngine
 from edgellm.runtime.model import Model
 from tests.samples import make_manifest
@@ -17,6 +18,7 @@ def make(
     parallel: int = 1,
     max_queue: int = 64,
     cache_bytes: int = 0,
+    files: LoadedFiles | None = None,
     **options: Any,
 ) -> Model:
     """A model that says `script`, or what follows from the text before."""
@@ -29,6 +31,7 @@ def make(
         parallel=parallel,
         max_queue=max_queue,
         cache_bytes=cache_bytes,
+        files=files,
     )
     return Model(engine, manifest)
 

@@ -23,14 +23,16 @@ _HOMES = {
     "verify": "edgellm.api",
     "EdgeLLMError": "edgellm.errors",
     "Model": "edgellm.runtime.model",
+    "Session": "edgellm.runtime.session",
 }
 
-__all__ = ["EdgeLLMError", "Model", "__version__", "convert", "load", "profile", "verify"]
+__all__ = ["EdgeLLMError", "Model", "Session", "__version__", "convert", "load", "profile", "verify"]
 
 if TYPE_CHECKING:
     from edgellm.api import convert, load, profile, verify
     from edgellm.errors import EdgeLLMError
     from edgellm.runtime.model import Model
+    from edgellm.runtime.session import Session
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Finds the data that ships with edgellm (targets/ and profiles/), and the place for what it may throw away.
+"""Finds the data that ships with edgellm (targets/ and profiles/), the place for what it may throw away, and the user's.
 
 The same call works in a checkout (folders beside toolkit/), in an installed wheel (copied to
 edgellm/_data) and in a PyInstaller bundle (the same folder below sys._MEIPASS).
@@ -13,6 +13,7 @@ from pathlib import Path
 from edgellm.errors import EdgeLLMError
 
 CACHE_VARIABLE = "EDGELLM_CACHE"
+DATA_VARIABLE = "EDGELLM_DATA"
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -45,6 +46,16 @@ def cache_directory() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("edgellm"))
+
+
+def user_directory() -> Path:
+    """Where small files are kept that cannot be made again: EDGELLM_DATA, else the system's place for a user's data."""
+    chosen = os.environ.get(DATA_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("edgellm"))
 
 
 def export_environments() -> list[Path]:

@@ -96,15 +96,18 @@ def check_place(final: Path) -> None:
 
 
 @contextlib.contextmanager
-def staged_file(final: Path) -> Iterator[Path]:
+def staged_file(final: Path, *, place: str = "-o") -> Iterator[Path]:
     """Like `staged_directory`, for one file that replaces an older one.
+
+    Args:
+        place: what the caller chooses the place with, for hints.
 
     Raises:
         OutputError: the place cannot be written, or that name is a device, a pipe or a directory.
     """
     final = final.resolve() if final.is_symlink() else final
     if final.exists() and not final.is_file():
-        raise OutputError(f"{final}: exists and is not a regular file", hint="choose another -o")
+        raise OutputError(f"{final}: exists and is not a regular file", hint=f"choose another {place}")
     try:
         with _partial(final) as temporary:
             yield temporary
@@ -112,19 +115,20 @@ def staged_file(final: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             temporary.replace(final)
     except OSError as err:
-        raise write_error(final, err) from err
+        raise write_error(final, err, place=place) from err
 
 
-def write_error(path: Path, err: OSError, *, in_cache: bool = False) -> OutputError:
+def write_error(path: Path, err: OSError, *, in_cache: bool = False, place: str = "-o") -> OutputError:
     """An OSError while writing, as ours, with a hint that fits the cause.
 
     Args:
-        in_cache: the place is chosen by EDGELLM_CACHE, not by -o.
+        in_cache: the place is chosen by EDGELLM_CACHE.
+        place: what it is chosen with otherwise.
     """
     import errno
 
-    choose = f"set {CACHE_VARIABLE} to a place" if in_cache else "choose a -o"
-    another = f"set {CACHE_VARIABLE} to another place" if in_cache else "choose another -o"
+    choose = f"set {CACHE_VARIABLE} to a place" if in_cache else f"choose a {place}"
+    another = f"set {CACHE_VARIABLE} to another place" if in_cache else f"choose another {place}"
     hints = {
         errno.ENOSPC: f"free some space or {choose} on another disk",
         errno.EDQUOT: f"your quota is used up: {choose} elsewhere",

@@ -120,11 +120,12 @@ def load_engine(spec: LoadSpec, opened: Artifact | None = None) -> LocalEngine:
                 f"{opened.path}: the manifest allows a context of {context}, the model was trained for {backend.context_train}",
                 hint="convert the model again, or give --context",
             )
-        for name, place in spec.adapters.items():
-            backend.load_adapter(name, _adapter_file(Path(place)))
+        adapters = {name: _adapter_file(Path(place)) for name, place in spec.adapters.items()}
+        for name, file in adapters.items():
+            backend.load_adapter(name, file)
         return models.make_engine(
             backend, opened, context=context, parallel=spec.parallel, max_queue=spec.max_queue,
-            cache_bytes=spec.cache_bytes,
+            cache_bytes=spec.cache_bytes, adapters=adapters,
         )  # fmt: skip
     except BaseException:
         backend.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from edgellm.formats import gguf, gguf_vocab
 from edgellm.formats.gguf_model import ENCODERS
 from edgellm.native.llama import LlamaModel, LlamaOptions
 from edgellm.protocols import Backend
+from edgellm.runtime.cache_identity import LoadedFiles
 from edgellm.runtime.engine import LocalEngine
 from edgellm.runtime.scheduler import MAX_QUEUE
 
@@ -137,12 +138,17 @@ def make_engine(
     parallel: int = 1,
     max_queue: int = MAX_QUEUE,
     cache_bytes: int = 0,
+    adapters: Mapping[str, Path] | None = None,
 ) -> LocalEngine:
-    """A loaded backend, which the engine closes, as one that takes requests."""
+    """A loaded backend, which the engine closes, as one that takes requests.
+
+    Args:
+        adapters: name -> file of what was loaded with it.
+    """
     tokenizer_path = Path(opened.tokenizer_path) if opened.tokenizer_path else None
     return LocalEngine(
         backend, name=opened.manifest.model, context=context, tokenizer_path=tokenizer_path, parallel=parallel,
-        max_queue=max_queue, cache_bytes=cache_bytes,
+        max_queue=max_queue, cache_bytes=cache_bytes, files=LoadedFiles(Path(opened.model_path), adapters),
     )  # fmt: skip
 
 

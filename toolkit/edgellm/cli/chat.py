@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from edgellm.cli.common import (
+    NewPath,
     context_option,
     gpu_option,
     show,
@@ -23,6 +25,13 @@ _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops
 @click.command("chat")
 @click.argument("artifact")
 @click.option("--system", metavar="TEXT", help="A system message before the conversation.")
+@click.option(
+    "--session",
+    "session_path",
+    type=NewPath(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Go on with the conversation in FILE, if it is there; save it there after each answer.",
+)
 @sampling_options
 @context_option
 @threads_option
@@ -31,6 +40,7 @@ _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops
 def command(
     artifact: str,
     system: str | None,
+    session_path: Path | None,
     context: int | None,
     threads: int | None,
     gpu_layers: Any,
@@ -47,7 +57,6 @@ def command(
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for input())
-    opening = [{"role": "system", "content": system}] if system is not None else []
     with api.load(artifact, context=context, threads=threads, gpu_layers=gpu_layers) as model:
         if not model.has_chat_template:
             raise SpecError(
@@ -55,17 +64,51 @@ def command(
             )
         if sys.stdin.isatty():
             show(f"{model.manifest.model} {model.manifest.quant}, context {model.context}. {_HELP}", err=True)
-        messages = list(opening)
+        session = _open(model, session_path, system, quiet=quiet)
+        n_before = len(session.messages)
         while (line := _read_line()) is not None:
             if line == "/exit":
                 break
             if line == "/reset":
-                messages = list(opening)
+                session.reset()
                 click.echo("forgotten", err=True)
             elif line.startswith("/"):
                 click.echo(_HELP, err=True)
             elif line.strip():
-                _answer(model, messages, line, sampling, quiet=quiet)
+                _answer(session, line, sampling, quiet=quiet)
+            _save(session, session_path)
+        if session_path is not None and len(session.messages) != n_before:
+            saved = session.save(session_path)
+            if saved.recomputed_because and not quiet:
+                show(f"the cache was not saved: {saved.recomputed_because}", err=True)
+
+
+def _open(model: Any, path: Path | None, system: str | None, *, quiet: bool) -> Any:
+    """The conversation in the file, or a new one, which is saved at once: that it cannot be is better known now."""
+    if path is None or not path.exists() or (path.is_file() and not path.stat().st_size):
+        session = model.session(system=system)
+        if path is not None:
+            session.save(path, cache=False)
+        return session
+    session = model.resume(path)
+    if system is not None and {"role": "system", "content": system} not in session.messages[:1]:
+        raise click.UsageError(f"--system: the conversation in {path} began without it; give another file")
+    found = session.restored
+    if not quiet:
+        kept = f"{found.cache.n_tokens} tokens in the cache" if found.cache else "they are computed again: "
+        why = found.recomputed_because or ""
+        show(f"resumed {found.n_messages} messages with {found.model}; {kept}{why}", err=True)
+    return session
+
+
+def _save(session: Any, path: Path | None) -> None:
+    from edgellm.errors import OutputError
+
+    try:
+        if path is not None:
+            session.save(path, cache=False)
+    except OutputError as err:  # there may be room again after the next answer; at the end it must succeed
+        show(f"error: {err.message}\nhint: {err.hint}", err=True)
 
 
 def _read_line() -> str | None:
@@ -80,28 +123,21 @@ def _read_line() -> str | None:
         raise click.UsageError(f"standard input is not UTF-8 text: {err}") from err
 
 
-def _answer(
-    model: Any, messages: list[dict[str, str]], line: str, sampling: dict[str, Any], *, quiet: bool
-) -> None:
+def _answer(session: Any, line: str, sampling: dict[str, Any], *, quiet: bool) -> None:
     from edgellm.cli.usage import usage_line
     from edgellm.errors import ContextOverflowError
 
-    messages.append({"role": "user", "content": line})
-    said: list[str] = []
     usage = None
     try:
-        with model.stream(messages, **sampling) as stream:
-            for piece in stream:
-                said.append(piece.text)
+        with session.stream(line, **sampling) as turn:
+            for piece in turn:
                 usage = piece.usage
                 show_answer(piece.text)
         click.echo()
     except KeyboardInterrupt:
         click.echo("\n(stopped)", err=True)
     except ContextOverflowError as err:
-        messages.pop()
         show(f"error: {err.message}\nhint: /reset, or start again with a larger --context", err=True)
         return
-    messages.append({"role": "assistant", "content": "".join(said)})
     if usage and not quiet:
         click.echo(usage_line(usage), err=True)

@@ -8,9 +8,13 @@ from typing import Protocol
 
 from edgellm.protocols import Backend
 from edgellm.report import RuntimeInfo
+from edgellm.runtime.cache_file import CacheSummary
+from edgellm.runtime.cache_identity import LoadedFiles
+from edgellm.runtime.cache_store import CacheStore
 from edgellm.runtime.constraints import Constraints
 from edgellm.runtime.generation import Generation
 from edgellm.runtime.overflow import fit_prompt
+from edgellm.runtime.prefix_cache import Key
 from edgellm.runtime.prompts import Prompt, PromptEncoder
 from edgellm.runtime.request import Request
 from edgellm.runtime.scheduler import MAX_QUEUE, Counts, Scheduler
@@ -45,6 +49,14 @@ class Engine(Protocol):
         """What is going on."""
         ...
 
+    def save_cache(self, path: str, request: Request | None) -> CacheSummary:
+        """Save the prefix cache; of a request, only the state that has most of its prompt, or no file at all."""
+        ...
+
+    def load_cache(self, path: str) -> CacheSummary:
+        """Restore what `save_cache` saved."""
+        ...
+
     def close(self) -> None:
         """End what runs and release the memory; safe to call twice."""
         ...
@@ -57,6 +69,7 @@ class LocalEngine:
         name: the model's, for errors.
         parallel: generations at once; each has `context` tokens of its own.
         cache_bytes: budget for prefixes of earlier prompts beyond those that are still in place.
+        files: what was loaded, which saved caches belong to.
     """
 
     def __init__(
@@ -69,6 +82,7 @@ class LocalEngine:
         parallel: int = 1,
         max_queue: int = MAX_QUEUE,
         cache_bytes: int = 0,
+        files: LoadedFiles | None = None,
     ) -> None:
         self._backend = backend
         self._tokenizer = Tokenizer(backend, tokenizer_path)
@@ -80,6 +94,7 @@ class LocalEngine:
         self.scheduler = Scheduler(
             backend, n_sequences=parallel, context=context, max_queue=max_queue, cache_bytes=cache_bytes
         )
+        self._store = CacheStore(self.scheduler, backend, files)
 
     @property
     def info(self) -> RuntimeInfo:
@@ -138,6 +153,19 @@ class LocalEngine:
     def counts(self) -> Counts:
         """What is going on."""
         return self.scheduler.counts()
+
+    def save_cache(self, path: str, request: Request | None) -> CacheSummary:
+        """Save the prefix cache; of a request, only the state that has most of its prompt, or no file at all."""
+        self._check_open()
+        if request is None:
+            return self._store.save(Path(path))
+        key = Key(request.owner, tuple(sorted(request.adapters.items())))
+        return self._store.save_nearest(Path(path), key, self._prompts.encode(request.prompt))
+
+    def load_cache(self, path: str) -> CacheSummary:
+        """Restore what `save_cache` saved."""
+        self._check_open()
+        return self._store.load(Path(path))
 
     def close(self) -> None:
         """End what runs and release the memory; safe to call twice."""

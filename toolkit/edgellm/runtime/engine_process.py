@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import IO
 
@@ -12,7 +13,7 @@ from edgellm.runtime.request import Piece
 from edgellm.runtime.ticket import MAX_UNREAD, Ticket
 
 ALIVE_EVERY_S = 1.0
-METHODS = ("tokenize", "encode", "counts")
+METHODS = ("tokenize", "encode", "counts", "load_cache")
 
 
 class _Sending(Ticket):
@@ -51,6 +52,7 @@ class _Service:
         self._descriptor = descriptor
         self._tickets: dict[int, _Sending] = {}
         self._lock = threading.Lock()
+        self._one_at_a_time = threading.Lock()
         self._n_steps = -1
 
     def send(self, message: wire.FromEngine) -> None:
@@ -71,16 +73,31 @@ class _Service:
             ticket = self._tickets.get(message.number)
             if ticket:
                 ticket.taken(message.n_pieces)
+        elif isinstance(message, wire.SaveCache) or (
+            isinstance(message, wire.Ask) and message.method == "load_cache"
+        ):  # these wait for the disk; others must not wait for them
+            threading.Thread(
+                target=self._reply_slowly, args=(message,), name="edgellm-slow", daemon=True
+            ).start()
         else:
-            try:
-                self.send(wire.Answered(number=message.number, value=self._answer(message)))
-            except OSError:
-                raise
-            except Exception as err:  # it belongs to whoever asked
-                self.forget(message.number)
-                self.send(wire.failed(message.number, err))
+            self._reply(message)
 
-    def _answer(self, message: wire.Submit | wire.Ask) -> object:
+    def _reply(self, message: wire.Submit | wire.Ask | wire.SaveCache) -> None:
+        answer: wire.Answered | wire.Failed
+        try:
+            answer = wire.Answered(number=message.number, value=self._answer(message))
+        except Exception as err:  # it belongs to whoever asked
+            self.forget(message.number)
+            answer = wire.failed(message.number, err)
+        self.send(answer)
+
+    def _reply_slowly(self, message: wire.Ask | wire.SaveCache) -> None:
+        with self._one_at_a_time, contextlib.suppress(OSError):  # the reader is gone
+            self._reply(message)
+
+    def _answer(self, message: wire.Submit | wire.Ask | wire.SaveCache) -> object:
+        if isinstance(message, wire.SaveCache):
+            return self.engine.save_cache(message.path, message.request)
         if isinstance(message, wire.Ask):
             if message.method not in METHODS:
                 raise ValueError(f"no method {message.method!r}")

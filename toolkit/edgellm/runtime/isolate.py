@@ -15,9 +15,11 @@ from concurrent.futures import Future
 from typing import Any
 
 from edgellm.errors import BackendError, EdgeLLMError, NativeCrash, ResourceError
+from edgellm.formats.records import from_builtins
 from edgellm.process.channel import Channel
 from edgellm.report import RuntimeInfo
 from edgellm.runtime import wire
+from edgellm.runtime.cache_file import CacheSummary
 from edgellm.runtime.prompts import Prompt
 from edgellm.runtime.request import Piece, Request
 from edgellm.runtime.scheduler import Counts
@@ -124,6 +126,17 @@ class IsolatedEngine:
         if self._channel is None and not self._closed.is_set():
             return Counts(0, 0, 0, 0, 0, 0, 0, 0)
         return Counts(*self._ask("counts"))
+
+    def save_cache(self, path: str, request: Request | None) -> CacheSummary:
+        """As `LocalEngine.save_cache`; the child writes the file."""
+        channel = self._running()
+        number = next(self._numbers)
+        found = self._call(channel, number, wire.SaveCache(number=number, path=path, request=request), None)
+        return from_builtins(CacheSummary, found, "the engine's answer")
+
+    def load_cache(self, path: str) -> CacheSummary:
+        """As `LocalEngine.load_cache`; the child reads the file. It is gone with the child if that dies."""
+        return from_builtins(CacheSummary, self._ask("load_cache", path), "the engine's answer")
 
     def close(self) -> None:
         """End the child; safe to call twice."""

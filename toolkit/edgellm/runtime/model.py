@@ -8,17 +8,24 @@ import json
 import os
 import queue
 import weakref
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+import msgspec
+
 from edgellm.artifact import Manifest
+from edgellm.errors import BadInputError, SpecError
 from edgellm.protocols import SamplingParams
 from edgellm.report import RuntimeInfo
+from edgellm.runtime import session_file
+from edgellm.runtime.cache_file import CacheSummary
 from edgellm.runtime.constraints import ConstraintSpec
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.prompts import Prompt
 from edgellm.runtime.request import Completion, Overflow, Piece, Request, completion
 from edgellm.runtime.scheduler import Counts
+from edgellm.runtime.session import Session, restore
 from edgellm.runtime.ticket import CancelledError, Ticket
 
 
@@ -198,6 +205,91 @@ class Model:
         """The answer to messages; the same as `generate`, for readers of code."""
         return self.generate(messages, **options)
 
+    def session(
+        self,
+        *,
+        system: str | None = None,
+        messages: Sequence[Mapping[str, Any]] = (),
+        **options: Unpack[Options],
+    ) -> Session:
+        """A conversation that keeps its messages, and can be saved.
+
+        Args:
+            system: a message that says what the model is to do, before the others.
+            messages: what was said before.
+            options: of every turn.
+
+        Raises:
+            SpecError: the model has no chat template, or what was given are no messages.
+            ValueError, TypeError: an option out of bounds, or unknown.
+        """
+        opening = [{"role": "system", "content": system}] if system is not None else []
+        self._check_conversation(options)
+        return Session(self, self._engine, make_request, messages=[*opening, *messages], options=options)
+
+    def resume(self, path: str | Path, **options: Unpack[Options]) -> Session:
+        """A conversation that `Session.save` saved, with its KV cache where that is there and fits this model.
+
+        Args:
+            options: of every turn from now on, instead of those in the file. The owner is always given here.
+
+        Raises:
+            MissingInputError: there is no such file.  BadInputError: it is no session.
+            SpecError, ValueError, TypeError: as in `session`.
+        """
+        place = Path(path).expanduser().absolute()
+        file = session_file.read(place)
+        given: Options = {**_saved_options(place, file.options), **options}
+        self._check_conversation(given)
+        return Session(
+            self, self._engine, make_request,
+            messages=[msgspec.to_builtins(message) for message in file.messages], options=given,
+            cut_messages=file.cut_messages, restored=restore(self._engine, place, file, given.get("owner", "")),
+        )  # fmt: skip
+
+    async def aresume(self, path: str | Path, **options: Unpack[Options]) -> Session:
+        """`resume` for asyncio."""
+        return await asyncio.to_thread(self.resume, path, **options)
+
+    def save_cache(self, path: str | Path) -> CacheSummary:
+        """Save the KV caches of earlier prompts, of all owners, to one file; generations go on meanwhile.
+
+        It is signed with a key of this user on this machine, and belongs to this model file, these adapters and
+        settings. At most `cache_bytes` are saved, the latest prompts first.
+
+        Raises:
+            OutputExistsError: another kind of file has that name.
+            OutputError: it, or the key, cannot be written.  SpecError: `cache_bytes` is 0.
+            UnsupportedError: this kind of model has no cache that can be used again.
+            BadInputError: the model's file was changed since it was loaded; or the key cannot be used.
+        """
+        return self._engine.save_cache(str(Path(path).expanduser().absolute()), None)
+
+    def load_cache(self, path: str | Path) -> CacheSummary:
+        """Restore what `save_cache` saved: prompts that begin alike, of the same owner, are not computed again.
+
+        Raises:
+            MissingInputError: there is no such file.
+            BadInputError: it is damaged, another user's, or of another model or other settings; nothing of it is used.
+            SpecError: it holds more than `cache_bytes`.  UnsupportedError: as in `save_cache`.
+        """
+        return self._engine.load_cache(str(Path(path).expanduser().absolute()))
+
+    async def asave_cache(self, path: str | Path) -> CacheSummary:
+        """`save_cache` for asyncio."""
+        return await asyncio.to_thread(self.save_cache, path)
+
+    async def aload_cache(self, path: str | Path) -> CacheSummary:
+        """`load_cache` for asyncio."""
+        return await asyncio.to_thread(self.load_cache, path)
+
+    def _check_conversation(self, options: Options) -> None:
+        if not self.has_chat_template:
+            raise SpecError(
+                f"{self.manifest.model} has no chat template", hint="give the prompt as text to generate"
+            )
+        make_request("", options)
+
     def _submit(self, prompt: Prompt, options: Options) -> Ticket:
         if os.getpid() != self._process:
             raise RuntimeError("this model was loaded in another process: load it after the fork")
@@ -231,6 +323,22 @@ def make_request(prompt: Prompt, options: Options) -> Request:
         raise TypeError(f"unknown option {unknown[0]!r}")
     given: Any = prompt if isinstance(prompt, str) else list(prompt)
     return Request(prompt=given, sampling=sampling, stop=list(stop), **rest)
+
+
+def _saved_options(path: Path, options: dict[str, Any]) -> Options:
+    """Options from a file, checked.
+
+    Raises:
+        BadInputError: one is unknown, of a wrong kind or out of bounds.
+    """
+    try:
+        if unknown := sorted(set(options) - set(Options.__annotations__) | set(options) & {"owner"}):
+            raise ValueError(f"unknown option {unknown[0]!r}")
+        found: Options = msgspec.convert(options, Options, str_keys=True)
+        make_request("", found)
+    except (ValueError, TypeError, RecursionError, SpecError) as err:
+        raise BadInputError(f"{path}: {str(err)[:200]}") from err
+    return found
 
 
 def _constraint(options: dict[str, Any]) -> ConstraintSpec | None:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from edgellm.errors import BackendError
 from edgellm.protocols import Adapters, Batcher
 
 # Fewer tokens are computed again sooner than they are copied.
@@ -48,18 +49,36 @@ class SavedStates:
     def __len__(self) -> int:
         return len(self._states)
 
-    def put(self, saved: Saved) -> None:
-        """Keep a state; one that is larger than the whole budget is not kept."""
+    def put(self, saved: Saved) -> int:
+        """Keep a state, and no other that it begins with; nothing is kept that another one begins with.
+
+        Returns:
+            How many states had no room: this one, or the least recently used ones.
+        """
         self._drop(saved.key, saved.tokens)
+        if whole := next((s for s in self._states.values() if _begins(s, saved)), None):
+            self._states.move_to_end((whole.key, whole.tokens))
+            return 0
         if len(saved.state) > self.max_bytes:
-            return
+            return 1
         for state in [s for s in self._states.values() if _begins(saved, s)]:
             self._drop(state.key, state.tokens)  # the new one holds all of it
         self._states[saved.key, saved.tokens] = saved
         self.n_bytes += len(saved.state)
+        n_dropped = 0
         while self.n_bytes > self.max_bytes:
             oldest = next(iter(self._states.values()))
             self._drop(oldest.key, oldest.tokens)
+            n_dropped += 1
+        return n_dropped
+
+    def all(self) -> list[Saved]:
+        """All states, the least recently used first."""
+        return list(self._states.values())
+
+    def remove(self, saved: Saved) -> None:
+        """Drop a state."""
+        self._drop(saved.key, saved.tokens)
 
     def best(self, key: Key, tokens: Sequence[int]) -> tuple[int, Saved | None]:
         """Length of the longest common prefix, and the state that has it."""
@@ -106,9 +125,7 @@ class PrefixCache:
         n_saved, saved = self.saved.best(key, wanted) if reuse and self._can_truncate else (0, None)
         if saved and n_saved > n:
             chosen = self._place(key, wanted, idle, None)
-            self._batcher.load(chosen, saved.state, saved.tokens)
-            self._batcher.truncate(chosen, n_saved)
-            n = n_saved
+            n = self._restore(chosen, saved, n_saved)
         elif source is not None and n:
             chosen = self._place(key, wanted, idle, source)
             if chosen != source:
@@ -122,6 +139,46 @@ class PrefixCache:
         self._keys[chosen] = key
         self._touch(chosen)
         return chosen, n
+
+    def _restore(self, sequence: int, saved: Saved, n_tokens: int) -> int:
+        """Fill a sequence from a saved state; a state that the engine does not take is dropped, and 0 returned."""
+        self._keys[sequence] = None
+        try:
+            self._batcher.load(sequence, saved.state, saved.tokens)
+        except BackendError:
+            self.saved.remove(saved)
+            self._batcher.free(sequence)
+            return 0
+        self._batcher.truncate(sequence, n_tokens)
+        return n_tokens
+
+    @property
+    def can_reuse(self) -> bool:
+        """Whether what was computed for one prompt can be used for another."""
+        return self._can_truncate
+
+    def held(self) -> list[tuple[int, Key]]:
+        """Sequences that hold enough tokens to be kept, and whose they are; the least recently used first."""
+        found = [(s, key) for s, key in enumerate(self._keys) if key is not None]
+        return sorted(
+            ((s, key) for s, key in found if len(self._batcher.tokens(s)) >= LEAST_TOKENS),
+            key=lambda pair: self._used[pair[0]],
+        )
+
+    def copy_of(self, sequence: int, key: Key) -> Saved | None:
+        """What a sequence holds now; None where it is not that key's any more, or too little."""
+        tokens = tuple(self._batcher.tokens(sequence))
+        if self._keys[sequence] != key or len(tokens) < LEAST_TOKENS:
+            return None
+        return Saved(key, tokens, self._batcher.save(sequence))
+
+    def nearest(self, key: Key, tokens: Sequence[int]) -> Saved | None:
+        """A copy of the state that has most of these tokens; None where none has enough to be worth keeping."""
+        n, sequence = self._longest(key, tokens)
+        n_saved, saved = self.saved.best(key, tokens)
+        if max(n, n_saved) < LEAST_TOKENS:
+            return None
+        return self.copy_of(sequence, key) if sequence is not None and n >= n_saved else saved
 
     def release(self, sequence: int, *, keep: bool) -> None:
         """A generation is over; its sequence may be used by others of the same key, or is emptied."""

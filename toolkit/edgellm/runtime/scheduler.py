@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
 
 from edgellm.errors import DeadlineError, EdgeLLMError
 from edgellm.protocols import Backend, Feed, Sampled
@@ -27,6 +29,7 @@ LEAST_CHUNK_TOKENS = 32
 # A step that others wait for should not take longer than this.
 STEP_S = 0.15
 _SMOOTHING = 0.3
+T = TypeVar("T")
 
 
 class Counts(NamedTuple):
@@ -67,13 +70,14 @@ class Scheduler:
         self.cache = PrefixCache(
             self._batcher, max_saved_bytes=cache_bytes, can_truncate=can.can_truncate, can_copy=can.can_copy
         )
-        self.context = context
+        self.context, self.n_sequences = context, n_sequences
         self._queue: FairQueue[Generation] = FairQueue(max_queue)
         self._active: list[Generation] = []
         self._idle = list(range(n_sequences))
         self._times = StepTimes()
         self._prefill_s_per_token = 0.0
         self._wake = threading.Condition()
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._closing = False
         self._n_done = self._n_cancelled = self._n_failed = self._n_steps = 0
         self._thread = threading.Thread(target=self._run, name="edgellm-scheduler", daemon=True)
@@ -94,6 +98,19 @@ class Scheduler:
         """Something changed that the thread should look at."""
         with self._wake:
             self._wake.notify()
+
+    def between_steps(self, work: Callable[[], T]) -> T:
+        """Do some short work in the thread that owns the batcher, between two steps, and wait for it.
+
+        Raises:
+            RuntimeError: closed.  What `work` raises.
+        """
+        done: Future[T] = Future()
+        with self._wake:
+            self._check_open()
+            self._jobs.append((work, done))
+            self._wake.notify()
+        return done.result()
 
     def counts(self) -> Counts:
         """What is going on."""
@@ -118,6 +135,7 @@ class Scheduler:
     def _run(self) -> None:
         try:
             while self._wait():
+                self._do_one_job()
                 self._end_what_is_over()
                 self._admit()
                 feeding = self._plan()
@@ -135,7 +153,7 @@ class Scheduler:
     def _wait(self) -> bool:
         """Sleep until there is something to do; False when it is over."""
         with self._wake:
-            while not self._closing:
+            while not self._closing and not self._jobs:
                 if any(g.ticket.cancelled for g in self._queue) or any(
                     g.ticket.cancelled or not g.ticket.is_stalled for g in self._active
                 ):
@@ -147,6 +165,16 @@ class Scheduler:
                     break
                 self._wake.wait(timeout_s)
             return not self._closing
+
+    def _do_one_job(self) -> None:
+        with self._wake:
+            if not self._jobs:
+                return
+            work, done = self._jobs.popleft()
+        try:
+            done.set_result(work())
+        except Exception as err:  # it belongs to whoever asked
+            done.set_exception(err)
 
     def _until_deadline(self) -> float | None:
         deadlines = [g.deadline_s for g in (*self._queue, *self._active) if g.deadline_s is not None]
@@ -311,6 +339,10 @@ class Scheduler:
             waiting = list(self._queue)
             for generation in waiting:
                 self._queue.remove(generation)
+            jobs = list(self._jobs)
+            self._jobs.clear()
+        for _, done in jobs:
+            done.set_exception(err)
         for generation in (*waiting, *self._active):
             generation.ticket.put(err)
         self._active.clear()

@@ -40,6 +40,14 @@ class Ask(Record, tag=True):
     arguments: list[Any]
 
 
+class SaveCache(Record, tag=True):
+    """Save the prefix cache, or the part of it that a request would use."""
+
+    number: int
+    path: str
+    request: Request | None
+
+
 class Ready(Record, tag=True):
     """The model is loaded."""
 
@@ -75,7 +83,7 @@ class Alive(Record, tag=True):
     """Work goes on."""
 
 
-ToEngine = Submit | Cancel | Taken | Ask
+ToEngine = Submit | Cancel | Taken | Ask | SaveCache
 FromEngine = Ready | Gave | Answered | Failed | Alive
 
 encode = msgspec.msgpack.Encoder().encode
