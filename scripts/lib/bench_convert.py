@@ -17,7 +17,7 @@ from tests.support.random_llama import CONFIGS, write_random_llama
 
 from edgellm import api
 from edgellm.native import ggml
-from lib.pairs import EDGELLM, MIB, Sample, pairs, run_commands, show, show_medians
+from lib.pairs import EDGELLM, MIB, Sample, pairs_of, run_commands, show, show_medians
 
 # (model, type, largest share of their time that is wanted)
 ROWS = (("smollm2", "Q4_K_M", 0.5), ("0.45B", "Q8_0", 0.4), ("0.45B", "Q4_K_M", 0.7), ("1B", "Q4_K_M", 0.78))
@@ -50,7 +50,7 @@ def _against_tools(source: Path, name: str, quant: str, bound: float, root: Path
         convert = [ORACLE_PYTHON, script, source, "--outtype", "bf16", "--outfile", middle]
         return run_commands(convert, [tools / "bin" / "llama-quantize", middle, last, quant, threads])
 
-    found = pairs(ours, theirs, n)
+    found = pairs_of(ours, theirs, n)
     ratios = [a.seconds / b.seconds for a, b in found]
     show(f"convert {name} BF16 -> {quant}: time / llama.cpp's two tools", ratios, f"<= {bound}")
     show_medians(found, "<= 1024")

@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 EDGELLM = Path(sys.executable).with_name("edgellm")
 MIB = 1024**2
+T = TypeVar("T")
 
 
 class Sample(NamedTuple):
@@ -39,7 +40,7 @@ def run_commands(*commands: Sequence[str | Path]) -> Sample:
     return Sample(time.perf_counter() - started, peak)
 
 
-def pairs(ours: Callable[[], Sample], theirs: Callable[[], Sample], n: int) -> list[tuple[Sample, Sample]]:
+def pairs_of(ours: Callable[[], T], theirs: Callable[[], T], n: int) -> list[tuple[T, T]]:
     """n pairs in turn, the order within a pair drawn at random; one pair before is not counted."""
     ours(), theirs()
     found = []
