@@ -30,7 +30,12 @@ _REPORT = (
     "nine. New oak has been ordered from a sawmill in the next valley, but it has to dry for at least six weeks before "
     "it can be fitted. The engineer expects the bridge to open again in early July."
 )
-COPY = f"Original text:\n{_REPORT}\n\nThe same text, with Monday replaced by Friday:\n{_REPORT[:36]}"
+COPY = [
+    {
+        "role": "user",
+        "content": f"Rewrite this text. Replace Monday by Friday and change nothing else.\n\n{_REPORT}",
+    }
+]
 ORDINARY = [
     ("a story", STORY),
     ("an explanation", QUESTIONS[1]),

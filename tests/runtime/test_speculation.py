@@ -12,7 +12,8 @@ def test_what_followed_the_same_words_is_guessed() -> None:
     lookup = PromptLookup()
     lookup.extend([1, 2, 3, 4, 5, 6, 9, 1, 2])
     assert lookup.guess(3) == [3, 4, 5]
-    assert lookup.guess(20) == [3, 4, 5, 6, 9, 1, 2]
+    assert lookup.guess(7) == [3, 4, 5, 6, 9, 1, 2]
+    assert lookup.guess(10) == [3, 4, 5, 6, 9, 1, 2, 3, 4, 5]
     lookup.extend([7])
     assert lookup.guess(3) == []
 
@@ -26,14 +27,40 @@ def test_the_latest_and_longest_match_wins() -> None:
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 20))
-def test_guesses_are_a_part_of_the_text(tokens: list[int], n_tokens: int) -> None:
+def test_guesses_follow_the_text_where_its_end_stood_before(tokens: list[int], n_tokens: int) -> None:
     lookup = PromptLookup()
     for i in range(0, len(tokens), 7):
         lookup.extend(tokens[i : i + 7])
     guess = lookup.guess(n_tokens)
-    assert len(guess) <= n_tokens
-    places = range(len(tokens) - len(guess) + 1)
-    assert any(tokens[i : i + len(guess)] == guess for i in places)
+    if not guess:
+        assert all(tokens[i : i + 2] != tokens[-2:] for i in range(len(tokens) - 2)) or len(tokens) < 2
+        return
+    assert len(guess) == n_tokens
+    whole = tokens + guess
+    periods = range(1, len(tokens))
+    assert any(all(whole[i] == whole[i - p] for i in range(len(tokens) - 2, len(whole))) for p in periods)
+
+
+def test_one_step_that_was_interrupted_does_not_count() -> None:
+    times = StepTimes()
+    for seconds in (1.0, 1.0, 1.0):
+        times.note(1, seconds)
+    for seconds in (9.0, 1.5, 1.5, 1.5):
+        times.note(5, seconds)
+    assert times.relative(5) == 1.5
+    times.note(9, 9.0)  # not yet known to be typical, and the least that was seen
+    times.note(9, 2.0)
+    assert times.relative(9) == 2.0
+
+
+def test_costs_that_were_not_measured_lie_between_those_that_were() -> None:
+    times = StepTimes()
+    for n_tokens, seconds in ((1, 1.0), (5, 1.4), (9, 2.2)):
+        times.note(n_tokens, seconds)
+    assert times.relative(1) == 1
+    assert abs(times.relative(7) - 1.8) < 1e-9
+    assert abs(times.relative(17) - 3.4) < 1e-9
+    assert StepTimes().relative(17) > 1
 
 
 def pace(costs: dict[int, float]) -> Pace:

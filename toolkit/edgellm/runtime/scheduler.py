@@ -26,7 +26,7 @@ MAX_QUEUE = 64
 # Tokens of prompts in one step, where nothing else is waiting for it, and where something is.
 CHUNK_TOKENS = 512
 LEAST_CHUNK_TOKENS = 32
-# A step that others wait for should not take longer than this.
+# A step that others wait for should not take longer than this for each prompt in it.
 STEP_S = 0.15
 _SMOOTHING = 0.3
 T = TypeVar("T")
@@ -244,7 +244,7 @@ class Scheduler:
                 prompts.append(generation)
                 continue
             feeding.append((generation, self._fitted(generation.next_feed(1))))
-        left = self._chunk_tokens(bool(feeding))
+        left = self._chunk_tokens(len(prompts) if feeding else None)
         for generation in prompts:
             if left <= 0:
                 break
@@ -263,10 +263,14 @@ class Scheduler:
             draft=feed.draft[:room], constraint=feed.constraint, adapters=feed.adapters,
         )  # fmt: skip
 
-    def _chunk_tokens(self, others_wait: bool) -> int:
-        if not others_wait or not self._prefill_s_per_token:
+    def _chunk_tokens(self, n_prompts: int | None) -> int:
+        """Tokens of prompts in this step; None of them where nobody waits for it to end.
+
+        Prompts are waited for too: each adds its share to the time that the step may take.
+        """
+        if n_prompts is None or not self._prefill_s_per_token:
             return CHUNK_TOKENS
-        fits = int(STEP_S / self._prefill_s_per_token)
+        fits = int(STEP_S * n_prompts / self._prefill_s_per_token)
         return min(CHUNK_TOKENS, max(LEAST_CHUNK_TOKENS, fits // LEAST_CHUNK_TOKENS * LEAST_CHUNK_TOKENS))
 
     def _make_room(self, generation: Generation) -> None:

@@ -6,13 +6,17 @@ seed. Guessing pays where the text repeats what came before; where it does not, 
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
 MAX_DRAFT = 16
 _LONGEST_KEY, _SHORTEST_KEY = 4, 2
 _LOOK_AGAIN_AFTER = 48
-_SMOOTHING = 0.25
+_SMOOTHING = 0.25  # for each guess that was checked
+_KEPT_STEPS, _ENOUGH_STEPS = 9, 3
+_MARGINAL_COST = 0.05
 
 
 class Drafter(Protocol):
@@ -45,35 +49,54 @@ class PromptLookup:
             text.append(token)
 
     def guess(self, n_tokens: int) -> list[int]:
-        """What followed the longest run that ends the text."""
+        """What followed the longest run that ends the text; a text that has begun to repeat itself goes on doing so."""
         text = self._tokens
         for length in range(min(_LONGEST_KEY, len(text)), _SHORTEST_KEY - 1, -1):
             place = self._places.get(tuple(text[-length:]))
             if place is not None:
-                return text[place : place + n_tokens]
+                period = len(text) - place
+                return [text[place + i % period] for i in range(n_tokens)]
         return []
 
 
 class StepTimes:
-    """What a step costs by the number of tokens that one sequence feeds, measured while running."""
+    """What a step costs by the number of tokens that one sequence feeds, measured while running.
+
+    Medians of the last few steps: one step that the machine was interrupted in must not stop guessing.
+    """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
+        self._seconds: dict[int, deque[float]] = {}
 
     def note(self, n_tokens: int, seconds: float) -> None:
         """One step of a single sequence took that long."""
-        known = self._seconds.get(n_tokens)
-        self._seconds[n_tokens] = seconds if known is None else known + _SMOOTHING * (seconds - known)
+        self._seconds.setdefault(n_tokens, deque(maxlen=_KEPT_STEPS)).append(seconds)
 
     def relative(self, n_tokens: int) -> float:
         """Cost of a step of n_tokens over one of a single token; an optimistic guess where not measured yet."""
-        one, many = self._seconds.get(1), self._seconds.get(n_tokens)
-        if one is None or many is None or one <= 0:
-            nearest = max((n for n in self._seconds if 1 < n < n_tokens), default=None)
-            if one is None or nearest is None:
-                return 1 + 0.05 * (n_tokens - 1)
-            many = self._seconds[nearest]
-        return many / one
+        one = self._typical(1)
+        if not one or n_tokens == 1:
+            return 1 + _MARGINAL_COST * (n_tokens - 1)
+        known = self._typical(n_tokens)
+        if known is None:
+            known = self._between(n_tokens, one)
+        return known / one
+
+    def _between(self, n_tokens: int, one: float) -> float:
+        below = max(n for n in self._seconds if n < n_tokens)
+        above = min((n for n in self._seconds if n > n_tokens), default=None)
+        base = self._typical(below) or one
+        if above is not None:
+            slope = ((self._typical(above) or base) - base) / (above - below)
+        else:
+            slope = (base - one) / (below - 1) if below > 1 else _MARGINAL_COST * one
+        return base + max(slope, 0.0) * (n_tokens - below)
+
+    def _typical(self, n_tokens: int) -> float | None:
+        seconds = self._seconds.get(n_tokens)
+        if not seconds:
+            return None
+        return statistics.median(seconds) if len(seconds) >= _ENOUGH_STEPS else min(seconds)
 
 
 class Pace:
@@ -106,4 +129,5 @@ class Pace:
         if n_drafted:
             # Each right guess is a success; the first wrong one a failure; those behind it say nothing.
             tried = min(n_right + 1, n_drafted)
-            self._right += _SMOOTHING * (n_right / tried - self._right)
+            weight = 1 - (1 - _SMOOTHING) ** tried
+            self._right += weight * (n_right / tried - self._right)
