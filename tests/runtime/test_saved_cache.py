@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from pathlib import Path
 
@@ -10,11 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgellm.errors import BadInputError, MissingInputError, SpecError, UnsupportedError
+from edgellm.errors import (
+    BadInputError,
+    MissingInputError,
+    NativeCrash,
+    OutputExistsError,
+    SpecError,
+    UnsupportedError,
+)
+from edgellm.runtime import isolate
 from edgellm.runtime.cache_identity import LoadedFiles
+from edgellm.runtime.isolate import IsolatedEngine
 from edgellm.runtime.model import Model
 from edgellm.runtime.prefix_cache import Key, Saved, SavedStates, common_prefix
 from tests.runtime.engines import backend_of, batcher_of, make
+from tests.samples import make_manifest
 
 LONG = "The quick brown fox jumps over the lazy dog and over the next one. "
 OTHER = "something else altogether, and long enough to be kept as well"
@@ -225,6 +236,38 @@ def test_the_same_from_asyncio(files: LoadedFiles, tmp_path: Path) -> None:
             return (await opened.aload_cache(tmp_path / "saved")).n_tokens - done.n_tokens
 
     assert asyncio.run(work()) == 0
+
+
+CHILD = [sys.executable, "-m", "tests.support.engine_child"]
+
+
+def test_in_a_child_too_beside_a_generation_and_after_it_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
+    path = tmp_path / "saved"
+    with Model(IsolatedEngine(CHILD, b"any"), make_manifest()) as opened:
+        cached(opened, LONG, owner="a")
+        with opened.stream("endless", overflow="shift", max_tokens=1 << 19) as stream:
+            next(stream)
+            done = opened.save_cache(path)
+            assert done.owners in (["a"], ["", "a"])
+            assert next(stream).finish_reason is None
+        with pytest.raises(NativeCrash):
+            opened.generate("crash")
+        assert cached(opened, LONG, owner="a") == 0
+        with pytest.raises(NativeCrash):
+            opened.generate("crash")
+        assert opened.load_cache(path) == done
+        assert cached(opened, LONG, owner="b") == 0
+        assert cached(opened, LONG, owner="a") == len(LONG)
+        for use, error in ((lambda: opened.load_cache(tmp_path / "none"), MissingInputError),
+                           (lambda: opened.save_cache(tmp_path), OutputExistsError)):  # fmt: skip
+            with pytest.raises(error):
+                use()
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(BadInputError, match="damaged"):
+            opened.load_cache(path)
 
 
 KEYS = [Key("a", ()), Key("b", ()), Key("a", (("one", 1.0),))]

@@ -137,6 +137,24 @@ def test_a_copy_of_the_messages_is_a_copy() -> None:
         session.messages[0]["content"] = "changed"
         session.messages.clear()
         assert said(session) == [("system", SYSTEM)]
+        parts = [{"type": "text", "text": "hello"}]
+        session.chat({"role": "user", "content": parts})
+        parts[0]["text"] = "changed"
+        session.messages[1]["content"][0]["text"] = "changed"
+        assert session.messages[1]["content"] == [{"type": "text", "text": "hello"}]
+
+
+def test_a_session_is_saved_after_its_model_was_closed_but_answers_no_more(
+    files: LoadedFiles, tmp_path: Path
+) -> None:
+    with real(files) as model:
+        session = model.session(max_tokens=2)
+        session.chat("one")
+    assert "closed" in str(session.save(tmp_path / "chat.json").recomputed_because)
+    with pytest.raises(RuntimeError, match="closed"):
+        session.chat("two")
+    with real(files) as model:
+        assert model.resume(tmp_path / "chat.json").messages == session.messages
 
 
 def test_a_model_without_a_template_has_no_conversations() -> None:

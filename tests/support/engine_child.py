@@ -7,9 +7,11 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from edgellm.process.channel import read_message
 from edgellm.protocols import Feed, Sampled
+from edgellm.runtime.cache_identity import LoadedFiles
 from edgellm.runtime.engine import LocalEngine
 from edgellm.runtime.engine_process import serve
 from tests.support.fake_backend import FakeBackend, FakeBatcher
@@ -44,7 +46,11 @@ def main() -> None:
         os.kill(os.getpid(), signal.SIGILL)
     script = first or None
     backend = Misbehaving(None if script == b"any" else script)
-    serve(LocalEngine(backend, name="tiny", context=30000, parallel=3), sys.stdin.buffer, answers)
+    files = LoadedFiles(Path(__file__))
+    engine = LocalEngine(
+        backend, name="tiny", context=30000, parallel=3, cache_bytes=1 << 20, files=files
+    )  # fmt: skip
+    serve(engine, sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":

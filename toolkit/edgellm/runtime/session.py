@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -125,7 +126,7 @@ class Session:
     def messages(self) -> list[dict[str, Any]]:
         """The conversation so far, in OpenAI's shape: copies."""
         with self._lock:
-            return [dict(message) for message in self._messages]
+            return copy.deepcopy(self._messages)
 
     @property
     def cut_messages(self) -> list[int]:
@@ -236,7 +237,7 @@ class Session:
             self._check_idle()
             turn = Turn(self, asked)
             self._turn = weakref.ref(turn)
-            return turn, [*self.messages, *asked]
+            return turn, [*self._messages, *asked]
 
     def _keep(self, asked: list[dict[str, Any]], answer: str, *, is_cut: bool) -> None:
         self._messages += asked
@@ -264,8 +265,8 @@ def _with_cache(done: SessionSummary, work: Callable[[], cache_file.CacheSummary
         cache = work()
     except MissingInputError:
         return _without(done, "no cache was saved with it")
-    except EdgeLLMError as err:
-        return _without(done, err.message)
+    except (EdgeLLMError, RuntimeError) as err:  # the second where the model is closed
+        return _without(done, str(err))
     if not cache.n_states:
         too_large = "its cache is larger than cache_bytes"
         return _without(done, too_large if cache.n_left_out else "its cache is not in memory any more")
