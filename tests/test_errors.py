@@ -38,7 +38,7 @@ def test_the_drawing_has_every_class_with_its_parent_and_exit_code() -> None:
         for kind in all_classes()
     }
     assert drawn_tree() == defined
-    assert len(defined) == 22
+    assert len(defined) == 23
 
 
 def test_exit_codes_are_sysexits() -> None:

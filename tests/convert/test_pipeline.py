@@ -12,6 +12,7 @@ from edgellm import targets
 from edgellm.api import launch
 from edgellm.checkpoint import open_checkpoint
 from edgellm.convert import pipeline
+from edgellm.convert.gguf_manifest import manifest_of_gguf
 from edgellm.convert.recipe import ConvertOptions, make_recipe
 from edgellm.errors import BadInputError, MissingInputError, OutputError, UnsupportedError
 from edgellm.formats.gguf import read_gguf
@@ -110,7 +111,7 @@ def test_a_tokenizer_that_cannot_be_converted(
 
 
 def test_a_gguf_made_elsewhere_has_a_manifest_of_its_header(smollm2_gguf: Path) -> None:
-    manifest = pipeline.manifest_of_gguf(open_checkpoint(smollm2_gguf))
+    manifest = manifest_of_gguf(open_checkpoint(smollm2_gguf))
     assert (manifest.architecture, manifest.quant, manifest.target) == ("llama", "Q4_1", "not stated")
     assert manifest.n_params == 134_515_008
     assert manifest.bpw == pytest.approx(5.7437, abs=1e-4)  # the table, which is the head too, is Q8_0

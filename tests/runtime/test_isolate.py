@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from edgellm.errors import BackendError, ContextOverflowError, NativeCrash, SpecError
+from edgellm.errors import BackendError, ContextOverflowError, NativeCrash, NetworkAttemptError, SpecError
 from edgellm.runtime import isolate
 from edgellm.runtime.isolate import IsolatedEngine
 from edgellm.runtime.model import Model
@@ -165,3 +165,55 @@ def test_leaving_a_stream_stops_it_in_the_child(model: Model) -> None:
     while model.counts().busy_sequences:
         time.sleep(0.01)
     assert model.counts().n_cancelled == 1
+
+
+def start_watched(script: bytes = b"any") -> Model:
+    return start(script, watched_argv=lambda first: CHILD)
+
+
+def needs_held_calls(model: Model) -> None:
+    proof = model.offline_proof
+    assert proof
+    if "seccomp" not in proof.methods:
+        pytest.skip("this machine holds no system calls for a listener")
+
+
+def test_a_watched_child_that_stays_offline_gives_its_proof_also_when_closed() -> None:
+    with start_watched() as model:
+        assert len(model.generate("ab", max_tokens=3).token_ids) == 3
+        during = model.offline_proof
+    after = model.offline_proof
+    assert during
+    assert after
+    assert during.verdict == after.verdict == "offline"
+    assert during.methods == after.methods
+
+
+def test_an_attempt_to_leave_the_machine_ends_every_generation_and_the_model() -> None:
+    with start_watched() as model:
+        needs_held_calls(model)
+        other = model.stream("endless", overflow="shift")
+        next(other)
+        for use in (
+            lambda: model.generate("please phone home"),
+            other.__iter__,
+            lambda: model.generate("ab"),
+        ):
+            with pytest.raises(NetworkAttemptError) as caught:
+                list(use())
+            assert "IPv4 stream socket" in caught.value.message or "192.0.2.1" in caught.value.message
+        proof = model.offline_proof
+    assert proof
+    assert proof.verdict == "attempted"
+    assert proof.n_attempts >= 1
+
+
+def test_an_attempt_while_loading_is_the_error_of_loading() -> None:
+    with start_watched() as model:
+        needs_held_calls(model)
+    with pytest.raises(NetworkAttemptError, match="socket"):
+        start_watched(b"call")
+
+
+def test_nothing_is_proven_of_a_child_that_nobody_watches(model: Model) -> None:
+    assert model.offline_proof is None

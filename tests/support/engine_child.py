@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -16,7 +17,15 @@ from edgellm.runtime.engine import LocalEngine
 from edgellm.runtime.engine_process import serve
 from tests.support.fake_backend import FakeBackend, FakeBatcher
 
-SCRIPTS = {b"crash": "SIGSEGV", b"abort": "SIGABRT", b"hang": ""}
+CALL = "call"
+SCRIPTS = {b"crash": "SIGSEGV", b"abort": "SIGABRT", b"hang": "", b"phone": CALL}
+
+
+def call_home() -> None:
+    """As native code might; nothing answers at this address."""
+    libc = ctypes.CDLL(None)
+    address = (2).to_bytes(2, sys.byteorder) + (443).to_bytes(2, "big") + bytes([192, 0, 2, 1]) + bytes(8)
+    libc.connect(libc.socket(2, 1, 0), address, len(address))
 
 
 class Misbehaving(FakeBackend):
@@ -31,6 +40,9 @@ class Misbehaving(FakeBackend):
                 if any(word in bytes(t for t in feed.tokens if t < 256) for feed in feeds):
                     if not name:
                         time.sleep(600)
+                    if name == CALL:
+                        call_home()
+                        continue
                     os.kill(os.getpid(), signal.Signals[name])
             return plain(feeds)
 
@@ -44,6 +56,9 @@ def main() -> None:
     first = read_message(sys.stdin.buffer)
     if first == b"die":
         os.kill(os.getpid(), signal.SIGILL)
+    if first == b"call":
+        call_home()
+        time.sleep(600)
     script = first or None
     backend = Misbehaving(None if script == b"any" else script)
     files = LoadedFiles(Path(__file__))

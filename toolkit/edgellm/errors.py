@@ -21,6 +21,7 @@
     |  '- DeadlineError          75  a request was not done in the time it gave itself
     |- NetworkError              69  the network or the hub does not give what was asked for
     |  '- NetworkInterrupted     75  the same later may work: no answer, too many requests, connection lost
+    |- NetworkAttemptError       77  something tried to leave the machine where it was to stay offline; it was refused
     '- MeterError                69  an energy meter is absent, needs permission or went away
 
 Wrong use from Python (a negative count, a wrong type) is ValueError or TypeError, as everywhere.
@@ -181,6 +182,20 @@ class NetworkInterrupted(NetworkError):
     """No answer, too many requests, or a connection lost; what had arrived is kept."""
 
     exit_code = 75
+
+
+class NetworkAttemptError(EdgeLLMError):
+    """Something tried to leave the machine where it was to stay offline; it was refused.
+
+    Args:
+        table: all attempts, one a line; none where the message has the only one.
+    """
+
+    exit_code = 77
+
+    def __init__(self, message: str, *, hint: str | None = None, table: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.table = list(table)
 
 
 class MeterError(EdgeLLMError):

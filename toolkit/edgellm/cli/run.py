@@ -7,32 +7,30 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import (
-    context_option,
-    gpu_option,
-    json_option,
-    print_json,
-    show_answer,
-    threads_option,
-)
-from edgellm.cli.sampling import sampling_options
+from edgellm.cli.common import json_option, print_json, show_answer
+from edgellm.cli.engine import engine_of, engine_options
+from edgellm.cli.grouping import GroupedCommand
+from edgellm.cli.offline import is_watched, offline_option, prove_offline
+from edgellm.cli.sampling import sampling_of, sampling_options
 
 MAX_PROMPT_BYTES = 64 * 1024**2
 
 
-@click.command("run")
+@click.command("run", cls=GroupedCommand)
 @click.argument("artifact")
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
 @sampling_options
-@context_option
-@threads_option
-@gpu_option
-@click.option("--kv-type", metavar="TYPE", help="Type of the KV cache, for example F16 or Q8_0.")
 @click.option(
-    "--flash-attention", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True
+    "--logprobs",
+    "top_logprobs",
+    type=click.IntRange(0, 20),
+    metavar="N",
+    help="With --json: log-probabilities of each token, and of the N likeliest beside it.",
 )
+@engine_options
+@offline_option
 @click.option("--quiet", is_flag=True, help="No line about speed on stderr.")
 @json_option
 def command(
@@ -40,30 +38,25 @@ def command(
     prompt: str | None,
     system: str | None,
     raw: bool,
-    context: int | None,
-    threads: int | None,
-    gpu_layers: Any,
-    kv_type: str | None,
-    flash_attention: Any,
+    offline_proof: bool,
     quiet: bool,
     as_json: bool,
-    **sampling: Any,
-) -> None:
+    **options: Any,
+) -> int:
     """Answer one PROMPT, read from standard input if it is not given.
 
     ARTIFACT is a converted model, a .gguf file, or builtin:smollm2.
     """
+    if options["top_logprobs"] is not None and not as_json:
+        raise click.UsageError("--logprobs needs --json, which has a place for them")
+    engine = engine_of(options)
+    sampling = {**sampling_of(options), **engine.options}
+    if offline_proof and not is_watched():
+        return prove_offline(as_json=as_json)
     from edgellm import api
 
     prompt = _read_stdin() if prompt is None else prompt
-    with api.load(
-        artifact,
-        context=context,
-        threads=threads,
-        gpu_layers=gpu_layers,
-        kv_type=kv_type,
-        flash_attention=flash_attention,
-    ) as model:
+    with api.load(artifact, **engine.settings) as model:
         asked: Any = prompt
         if model.has_chat_template and not raw:
             asked = [{"role": "system", "content": system}] if system is not None else []
@@ -72,7 +65,7 @@ def command(
             raise click.UsageError("--system needs a model with a chat template, and no --raw")
         if as_json:
             print_json(model.generate(asked, **sampling))
-            return
+            return 0
         usage = None
         for piece in model.stream(asked, **sampling):
             show_answer(piece.text)
@@ -82,6 +75,7 @@ def command(
         from edgellm.cli.usage import usage_line
 
         click.echo(usage_line(usage), err=True)
+    return 0
 
 
 def _read_stdin() -> str:

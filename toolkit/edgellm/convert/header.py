@@ -7,15 +7,13 @@ from collections.abc import Mapping
 
 from edgellm.artifact import Recipe
 from edgellm.convert import chat_templates, mixture, tokenizer, writer
+from edgellm.convert.header_keys import MANIFEST_KEY, MIX_KEY, PARENT_KEY
 from edgellm.convert.source import HeaderValue, Source
 from edgellm.convert.vocabulary.model_name import model_name
 from edgellm.formats.records import replace
 from edgellm.shape import tensor_bytes
 
 QUANTIZATION_VERSION = 2
-MIX_KEY = "edgellm.mix"
-MANIFEST_KEY = "edgellm.manifest.sha256"
-PARENT_KEY = "edgellm.parent.sha256."
 _HEX_DIGITS = 64  # of a sha256
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgellm.errors import BackendError, BackendUnavailable, EdgeLLMError, ResourceError
 from edgellm.native import library
+from edgellm.native.llama_declarations import declarations
 
 _LOG_WARNING = 3
 _OUT_OF_MEMORY = ("Cannot allocate memory", "failed to allocate", "unable to allocate")
@@ -28,13 +29,12 @@ def bindings() -> types.ModuleType:
     library.library_directory()
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger on this process
     try:
-        from llama_cpp import llama_cpp as lib
+        lib = declarations()
     except (ImportError, OSError, RuntimeError, AttributeError) as err:
         raise BackendUnavailable(f"llama_cpp does not load: {err}", hint=library.install_hint()) from err
     lib.llama_log_set(_log_callback, None)
     lib.llama_backend_init()
-    module: types.ModuleType = lib
-    return module
+    return lib
 
 
 @functools.cache

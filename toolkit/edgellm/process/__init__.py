@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from edgellm.errors import EdgeLLMError, MissingInputError, NativeCrash, ResourceError, error_named
 from edgellm.units import format_bytes
@@ -31,6 +31,21 @@ _DRAIN_S = 5.0
 _PR_SET_PDEATHSIG = 1
 _OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "failed to allocate")
 _WINDOWS_FAULTS = {0xC0000005: "ACCESS_VIOLATION", 0xC000001D: "ILLEGAL_INSTRUCTION", 0xC0000409: "FAST_FAIL"}
+
+
+Child = subprocess.Popen[bytes]
+
+
+class Streams(NamedTuple):
+    """Standard streams of a child: None for this process's own, else a descriptor or one of subprocess's constants."""
+
+    stdin: int | None
+    stdout: int | None
+    stderr: int | None
+
+
+PIPE = subprocess.PIPE
+PIPES = Streams(PIPE, PIPE, PIPE)
 
 
 @dataclass(frozen=True)
@@ -200,35 +215,43 @@ def chunks(pipe: IO[bytes] | None) -> Iterator[bytes]:
 
 
 def start(
-    argv: Sequence[str], env: Mapping[str, str] | None, memory_limit_bytes: int | None
-) -> subprocess.Popen[bytes]:
-    """Start a command in a group of its own, with pipes.
+    argv: Sequence[str],
+    env: Mapping[str, str] | None,
+    memory_limit_bytes: int | None,
+    *,
+    before_exec: Callable[[], None] | None = None,
+    streams: Streams = PIPES,
+    own_group: bool = True,
+) -> Child:
+    """Start a command, by default in a group of its own and with pipes.
+
+    Args:
+        before_exec: called in the child before it becomes the command; not on Windows.
+        streams: as subprocess.Popen takes them; None is this process's own.
 
     Raises:
         MissingInputError: the program cannot be started.
     """
     options: dict[str, Any] = {}
     if sys.platform == "win32":
-        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP if own_group else 0
     else:
-        options["process_group"] = 0
+        options["process_group"] = 0 if own_group else None
         # The death signal has to be set between fork and exec: subprocess offers only preexec_fn for that.
         # All it calls is looked up beforehand, so it takes no lock that another thread may hold.
-        options["preexec_fn"] = _leash(memory_limit_bytes)
+        options["preexec_fn"] = _leash(memory_limit_bytes, before_exec)
     try:
         return subprocess.Popen(
-            list(argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=None if env is None else dict(env),
-            **options,
-        )
+            list(argv), stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr,
+            env=None if env is None else dict(env), **options,
+        )  # fmt: skip
     except OSError as err:
         raise MissingInputError(f"cannot start {argv[0]}: {err.strerror}") from err
 
 
-def _leash(memory_limit_bytes: int | None) -> Callable[[], None]:
+def _leash(
+    memory_limit_bytes: int | None, before_exec: Callable[[], None] | None = None
+) -> Callable[[], None]:
     """What the child does before it becomes the command: no core dump, its memory limit, its death signal."""
     if sys.platform == "win32":
         raise NotImplementedError
@@ -247,6 +270,8 @@ def _leash(memory_limit_bytes: int | None) -> Callable[[], None]:
     def prepare() -> None:
         for kind, value in limits:
             setrlimit(kind, value)
+        if before_exec is not None:
+            before_exec()
         if prctl is not None:
             prctl(_PR_SET_PDEATHSIG, death_signal)
             if getppid() != parent:  # it died before the call
@@ -255,17 +280,23 @@ def _leash(memory_limit_bytes: int | None) -> Callable[[], None]:
     return prepare
 
 
-def _wait(child: subprocess.Popen[bytes], deadline_s: float) -> bool:
-    """True once the child has ended, False at the deadline (monotonic clock).
+def has_ended(child: subprocess.Popen[bytes]) -> bool:
+    """Whether it has; where the system can, it is not reaped yet, so that its group's id cannot be taken by another."""
+    if child.returncode is not None:
+        return True
+    if sys.platform == "win32" or not hasattr(os, "waitid"):
+        return child.poll() is not None
+    try:
+        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # another thread has just reaped it
+        return True
 
-    Where the system can, the child is not reaped yet, so that its group's id cannot be taken by another.
-    """
+
+def _wait(child: subprocess.Popen[bytes], deadline_s: float) -> bool:
+    """True once the child has ended, False at the deadline (monotonic clock)."""
     pause_s = 0.001
     while True:
-        if sys.platform == "win32" or not hasattr(os, "waitid"):
-            ended = child.poll() is not None
-        else:
-            ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        ended = has_ended(child)
         left_s = deadline_s - time.monotonic()
         if ended or left_s <= 0:
             return ended
@@ -295,14 +326,15 @@ def failure(name: str, status: int, stderr: str, memory_limit_bytes: int | None)
             f"{name}: ran out of memory below its limit of {limit}", hint="allow more memory"
         )
     said = f": {last[:300]}" if last else ""
-    signal_name = _signal_name(status)
-    if signal_name is None:
+    name_of_signal = signal_name(status)
+    if name_of_signal is None:
         return NativeCrash(f"{name}: exited with status {status}{said}")
-    hint = "the kernel may have run out of memory" if signal_name == "SIGKILL" else None
-    return NativeCrash(f"{name}: died of {signal_name}{said}", hint=hint, signal_name=signal_name)
+    hint = "the kernel may have run out of memory" if name_of_signal == "SIGKILL" else None
+    return NativeCrash(f"{name}: died of {name_of_signal}{said}", hint=hint, signal_name=name_of_signal)
 
 
-def _signal_name(status: int) -> str | None:
+def signal_name(status: int) -> str | None:
+    """The signal that ended a process with this status (as subprocess gives it); None where none did."""
     if sys.platform == "win32":
         return _WINDOWS_FAULTS.get(status & 0xFFFFFFFF)
     if status >= 0:

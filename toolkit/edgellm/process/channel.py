@@ -23,6 +23,7 @@ class Channel:
     Args:
         argv: the command.  env: the whole environment; None inherits.
         memory_limit_bytes: limit of its address space; not enforced on Windows.
+        start: what starts it, as `process.start` does.
         on_message: called in a thread of its own with each message of the child.
         on_end: called once in that thread when the child is gone, with the error that this is.
 
@@ -38,11 +39,12 @@ class Channel:
         on_end: Callable[[EdgeLLMError], None],
         env: Mapping[str, str] | None = None,
         memory_limit_bytes: int | None = None,
+        start: Callable[[Sequence[str], Mapping[str, str] | None, int | None], process.Child] = process.start,
     ) -> None:
         self._name = " ".join([Path(argv[0]).name, *argv[1:4]])
         self._memory_limit_bytes = memory_limit_bytes
         self._on_message, self._on_end = on_message, on_end
-        self._child = process.start(argv, env, memory_limit_bytes)
+        self._child = start(argv, env, memory_limit_bytes)
         self._group = process.Group(self._child)
         self._stderr = bytearray()
         self._lock = threading.Lock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgellm.protocols import Backend
 from edgellm.report import RuntimeInfo
@@ -20,6 +20,11 @@ from edgellm.runtime.request import Request
 from edgellm.runtime.scheduler import MAX_QUEUE, Counts, Scheduler
 from edgellm.runtime.ticket import Ticket
 from edgellm.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edgellm.process.offline import OfflineProof
+
+HANG_S = 300.0  # without a sign of life for so long while it has work, an engine in a child hangs
 
 
 class Engine(Protocol):
@@ -55,6 +60,10 @@ class Engine(Protocol):
 
     def load_cache(self, path: str) -> CacheSummary:
         """Restore what `save_cache` saved."""
+        ...
+
+    def offline_proof(self) -> OfflineProof | None:
+        """What was seen of the network so far; None where nothing watches."""
         ...
 
     def close(self) -> None:
@@ -166,6 +175,10 @@ class LocalEngine:
         """Restore what `save_cache` saved."""
         self._check_open()
         return self._store.load(Path(path))
+
+    def offline_proof(self) -> OfflineProof | None:
+        """None: a process cannot watch itself."""
+        return None
 
     def close(self) -> None:
         """End what runs and release the memory; safe to call twice."""

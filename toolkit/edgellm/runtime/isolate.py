@@ -10,22 +10,25 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from edgellm.errors import BackendError, EdgeLLMError, NativeCrash, ResourceError
+from edgellm import process
+from edgellm.errors import BackendError, EdgeLLMError, NativeCrash, NetworkAttemptError, ResourceError
 from edgellm.formats.records import from_builtins
+from edgellm.process import offline
 from edgellm.process.channel import Channel
+from edgellm.process.offline import OfflineProof, Watch
 from edgellm.report import RuntimeInfo
 from edgellm.runtime import wire
 from edgellm.runtime.cache_file import CacheSummary
+from edgellm.runtime.engine import HANG_S
 from edgellm.runtime.prompts import Prompt
 from edgellm.runtime.request import Piece, Request
 from edgellm.runtime.scheduler import Counts
 from edgellm.runtime.ticket import Ticket
 
-HANG_S = 300.0
 LOAD_TIMEOUT_S = 600.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 _ACKNOWLEDGE_EVERY = 512
@@ -61,8 +64,11 @@ class IsolatedEngine:
         before_start: called before each start; what it raises is the caller's.
         hang_s: without a sign of life for so long while work is open, the child is killed.
         memory_limit_bytes: limit of the child's address space.
+        watched_argv: makes the command from the arguments that a watched child has before its verb; where it is given,
+            the child is to stay offline, and its first attempt not to ends it and this engine.
 
     Raises:
+        NetworkAttemptError: it tried to leave the machine.
         NativeCrash: it dies while loading.  ResourceError: it takes too long.  EdgeLLMError: what loading raises.
     """
 
@@ -75,10 +81,14 @@ class IsolatedEngine:
         before_start: Callable[[], None] = lambda: None,
         hang_s: float = HANG_S,
         memory_limit_bytes: int | None = None,
+        watched_argv: Callable[[list[str]], Sequence[str]] | None = None,
     ) -> None:
         self._argv, self._spec = list(argv), spec
         self._on_crash, self._before_start = on_crash, before_start
         self._hang_s, self._memory_limit_bytes = hang_s, memory_limit_bytes
+        self._watched_argv = watched_argv
+        self._offline = Watch(self._refuse) if watched_argv else None
+        self._refused: NetworkAttemptError | None = None
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._starting = threading.Lock()
@@ -138,6 +148,10 @@ class IsolatedEngine:
         """As `LocalEngine.load_cache`; the child reads the file. It is gone with the child if that dies."""
         return from_builtins(CacheSummary, self._ask("load_cache", path), "the engine's answer")
 
+    def offline_proof(self) -> OfflineProof | None:
+        """What was seen of the network so far; None where nothing watches."""
+        return self._offline.proof() if self._offline else None
+
     def close(self) -> None:
         """End the child; safe to call twice."""
         self._closed.set()
@@ -181,6 +195,8 @@ class IsolatedEngine:
         with self._starting:
             if self._closed.is_set():
                 raise RuntimeError("this model is closed")
+            if self._offline:
+                offline.check(self._offline.proof())
             if self._channel is not None:
                 return self._channel
             left_s = self._not_before_s - time.monotonic()
@@ -204,10 +220,14 @@ class IsolatedEngine:
             on_message=self._receive,
             on_end=lambda err: self._ended(channel, ready, err),
             memory_limit_bytes=self._memory_limit_bytes,
+            start=self._start_watched if self._offline else process.start,
         )
         with self._lock:
             self._channel = channel
             self._heard_s = time.monotonic()
+            refused = self._refused
+        if refused:
+            channel.kill(refused)
         channel.listen()
         channel.send(self._spec)
         try:
@@ -224,6 +244,21 @@ class IsolatedEngine:
         if isinstance(found, EdgeLLMError):
             raise found
         return found
+
+    def _start_watched(
+        self, _: Sequence[str], env: Mapping[str, str] | None, memory_limit_bytes: int | None
+    ) -> process.Child:
+        assert self._offline is not None
+        assert self._watched_argv is not None
+        return self._offline.start(self._watched_argv, env, memory_limit_bytes)
+
+    def _refuse(self, err: NetworkAttemptError) -> None:
+        """It tried to leave the machine: everyone who waits is told."""
+        with self._lock:
+            self._refused = self._refused or err
+            channel = self._channel
+        if channel:
+            channel.kill(err)
 
     def _receive(self, data: bytes) -> None:
         message = wire.decode_from_engine(data)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import queue
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import msgspec
 
@@ -27,6 +26,11 @@ from edgellm.runtime.request import Completion, Overflow, Piece, Request, comple
 from edgellm.runtime.scheduler import Counts
 from edgellm.runtime.session import Session, restore
 from edgellm.runtime.ticket import CancelledError, Ticket
+
+if TYPE_CHECKING:
+    from edgellm.process.offline import OfflineProof
+
+R = TypeVar("R")
 
 
 class Options(TypedDict, total=False):
@@ -132,6 +136,11 @@ class Model:
         return self._engine.info
 
     @property
+    def offline_proof(self) -> OfflineProof | None:
+        """What was seen of the network so far, all of it after `close`; None if not loaded with `offline_proof=True`."""
+        return self._engine.offline_proof()
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether messages can be given; a plain string always can."""
         return self._engine.chat_template is not None
@@ -180,6 +189,8 @@ class Model:
 
     async def astream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncIterator[Piece]:
         """`stream` for asyncio; cancelling the task, or leaving the loop, stops the generation."""
+        import asyncio
+
         ticket = await asyncio.to_thread(self._submit, prompt, options)
         there = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -249,7 +260,7 @@ class Model:
 
     async def aresume(self, path: str | Path, **options: Unpack[Options]) -> Session:
         """`resume` for asyncio."""
-        return await asyncio.to_thread(self.resume, path, **options)
+        return await _in_thread(self.resume, path, **options)
 
     def save_cache(self, path: str | Path) -> CacheSummary:
         """Save the KV caches of earlier prompts, of all owners, to one file; generations go on meanwhile.
@@ -277,11 +288,11 @@ class Model:
 
     async def asave_cache(self, path: str | Path) -> CacheSummary:
         """`save_cache` for asyncio."""
-        return await asyncio.to_thread(self.save_cache, path)
+        return await _in_thread(self.save_cache, path)
 
     async def aload_cache(self, path: str | Path) -> CacheSummary:
         """`load_cache` for asyncio."""
-        return await asyncio.to_thread(self.load_cache, path)
+        return await _in_thread(self.load_cache, path)
 
     def _check_conversation(self, options: Options) -> None:
         if not self.has_chat_template:
@@ -304,6 +315,12 @@ class Model:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+async def _in_thread(method: Callable[..., R], *arguments: Any, **options: Any) -> R:
+    import asyncio  # here, because it is half of what this module would import
+
+    return await asyncio.to_thread(method, *arguments, **options)
 
 
 def make_request(prompt: Prompt, options: Options) -> Request:
