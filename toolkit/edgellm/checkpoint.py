@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from edgellm.errors import BadInputError, MissingInputError, UnsafeInputError
-from edgellm.formats import ggml_types, gguf, gguf_vocab, plain_json, safetensors
+from edgellm.formats import ggml_types, gguf, plain_json, safetensors
+from edgellm.formats.gguf_checked import read_checked
 from edgellm.formats.paths import open_regular, safe_join
 from edgellm.formats.records import read_bounded
 
@@ -279,8 +280,7 @@ def _licence(directory: Path) -> str | None:
 
 
 def _open_gguf(path: Path, name: str) -> Checkpoint:
-    file = gguf.read_gguf(path)
-    gguf_vocab.validate_vocab(file)
+    file = read_checked(path, keep=True)
     tensors = {
         t.name: SourceTensor(t.name, t.type_name, t.shape, path, t.offset, t.n_bytes)
         for t in file.tensors.values()

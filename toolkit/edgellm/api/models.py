@@ -12,7 +12,8 @@ from edgellm import artifact, machine
 from edgellm.artifact import Artifact
 from edgellm.checkpoint import Checkpoint, open_checkpoint
 from edgellm.errors import MissingInputError, SpecError, UnsupportedError
-from edgellm.formats import gguf, gguf_vocab
+from edgellm.formats import gguf_vocab
+from edgellm.formats.gguf_checked import read_checked
 from edgellm.formats.gguf_model import ENCODERS
 from edgellm.native.llama import LlamaModel, LlamaOptions
 from edgellm.protocols import Backend
@@ -229,8 +230,7 @@ def open_backend(path: Path, options: LlamaOptions) -> LlamaModel:
     Raises:
         BadInputError: malformed; native code was not entered.  BackendError: llama.cpp refuses it.
     """
-    file = gguf.read_gguf(path)
-    gguf_vocab.validate_vocab(file)
+    file = read_checked(path)
     if not gguf_vocab.has_vocab(file):
         raise UnsupportedError(
             f"{path}: has no vocabulary, so it cannot turn text into tokens",

@@ -7,7 +7,6 @@ conversation is as it was before the turn.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import threading
@@ -217,6 +216,8 @@ class Session:
 
     async def asave(self, path: str | Path, *, cache: bool = True) -> SessionSummary:
         """`save` for asyncio."""
+        import asyncio
+
         return await asyncio.to_thread(self.save, path, cache=cache)
 
     def _with(self, options: Options) -> Options:
