@@ -136,3 +136,14 @@ def test_a_command_that_needs_no_model_loads_no_engine() -> None:
     ):
         found = imported_by(f"from edgellm.cli.main import run\nassert run({arguments!r}) == 0")
         assert not found.intersection(("llama_cpp", "onnxruntime", "torch", "transformers", "dask"))
+
+
+def test_a_run_imports_only_what_it_needs_before_the_first_token() -> None:
+    ask = ["run", "builtin:smollm2", "Hi", "--raw", "--max-tokens", "1", "--threads", "1", "--quiet"]
+    found = imported_by(f"from edgellm.cli.main import run\nassert run({ask!r}) == 0")
+    assert "edgellm.native.llama_batcher" in found
+    unneeded = (
+        "asyncio", "diskcache", "edgellm.convert.pipeline", "edgellm.hub.snapshot", "edgellm.runtime.isolate", "gguf",
+        "jinja2", "llama_cpp.llama", "llguidance", "rich", "tokenizers",
+    )  # fmt: skip
+    assert found.intersection(unneeded) == set()
