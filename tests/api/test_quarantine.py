@@ -33,7 +33,7 @@ def test_three_crashes_are_too_many_and_can_be_forgiven(tmp_path: Path) -> None:
     assert quarantine.records() == []
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", None])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGILL", None])
 def test_a_kill_from_outside_is_not_held_against_the_file(tmp_path: Path, name: str | None) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"x")

@@ -11,9 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgellm import api, machine
+from edgellm.api import models, verification
 from edgellm.errors import BadInputError, MissingInputError, SpecError
 from tests.api.test_choices import WIDE, write_adapter
 from tests.support.cli import refused, succeed
+from tests.support.gguf_files import write_model
 from tests.support.tiny_llama import write_tiny_llama
 
 
@@ -112,3 +114,19 @@ def test_an_adapter_that_lies_inside_the_base_is_found_among_the_parents(root: P
     with pytest.raises(SpecError, match="LoRA adapter adapter"):
         api.verify(tmp_path / "out", reference=base)
     assert api.verify(tmp_path / "out", reference=base, lora=base / "adapter", max_kl=1e-6) is not None
+
+
+def test_a_plain_file_is_checked_to_its_vocabulary_and_says_what_lies_behind_it(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf")
+    opened = models.open_artifact(path)
+    assert api.verify(path) is None
+    assert verification.warnings(opened) == []
+    with path.open("ab") as file:
+        file.write(b"garbage")
+    assert api.verify(path) is None
+    assert verification.warnings(opened) == [
+        "model.gguf: 7 bytes behind the last tensor, which nothing reads"
+    ]
+    write_model(path, metadata={"tokenizer.ggml.merges": ("ARRAY:STRING", ["x"])})
+    with pytest.raises(BadInputError, match="merge 0"):
+        api.verify(path)

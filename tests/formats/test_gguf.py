@@ -183,6 +183,19 @@ def test_a_split_file_says_how_to_merge(write_gguf: WriteBytes) -> None:
     with pytest.raises(BadInputError) as caught:
         read_gguf(write_gguf(gguf_bytes([key("split.count", "UINT16", 3)])))
     assert "llama-gguf-split --merge" in str(caught.value.hint)
+    first = [
+        key("split.no", "UINT16", 0),
+        key("split.count", "UINT16", 2),
+        key("split.tensors.count", "INT32", 9),
+    ]
+    later = [key("split.no", "UINT16", 7), key("split.count", "UINT16", 2)]
+    for entries in (
+        first,
+        later,
+        [key("split.count", "UINT64", 2**64 - 1)],
+        [key("split.count", "INT32", -1)],
+    ):
+        assert "one part of a model split" in refused(write_gguf(gguf_bytes(entries)))
     assert read_gguf(write_gguf(gguf_bytes([key("split.count", "UINT16", 1)]))).metadata
 
 
@@ -222,6 +235,13 @@ def test_the_end_of_the_last_tensor_needs_no_padding_and_bytes_may_follow(write_
         file = read_gguf(write_gguf(gguf_bytes([], [tensor("a", [5])], bytes(n_bytes))))
         assert file.tensors["a"].n_bytes == 20
     assert "truncated" in refused(write_gguf(gguf_bytes([], [tensor("a", [5])], bytes(19))))
+
+
+def test_bytes_behind_the_last_tensor_are_counted(write_gguf: WriteBytes) -> None:
+    for n_bytes, n_behind in ((20, 0), (32, 0), (33, 1), (1032, 1000)):
+        file = read_gguf(write_gguf(gguf_bytes([], [tensor("a", [5])], bytes(n_bytes))))
+        assert file.trailing_bytes == n_behind
+    assert read_gguf(write_gguf(gguf_bytes() + b"x")).trailing_bytes == 1
 
 
 def test_shapes_are_rows_first_and_offsets_absolute(write_gguf: WriteBytes) -> None:

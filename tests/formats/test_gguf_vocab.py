@@ -222,6 +222,7 @@ def test_token_counts_agree(validate: Validate, tmp_path: Path) -> None:
     ("model", "length", "words"),
     [
         ("gpt2", 65_537, "token 257 has 65537 bytes, more than 65536"),
+        ("llama", 1 << 20, "token 257 has 1048576 bytes, more than 65536"),
         ("gpt2", 40_000, "tokens are too long"),
         ("t5", 1025, "token 257 has 1025 bytes, more than 1024"),
         ("rwkv", 1025, "token 257 has 1025 bytes, more than 1024"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgellm import machine
 from edgellm.errors import BackendUnavailable
 from edgellm.native import library
 
@@ -84,3 +85,35 @@ def test_finding_the_libraries_imports_nothing_native() -> None:
     code = "import sys; from edgellm.native import library; library.library_directory(); print('llama_cpp' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("record", "missing"),
+    [
+        ({"cpu": {"flags": "fpu avx2 fma avx512f avx512_vnni"}, "flags": []}, "AVX512F, AVX512_VNNI"),
+        ({"cpu": {"flags": "avx2 amx_tile amx_int8"}, "flags": ["-mno-amx-tile", "-mno-amx-int8"]}, None),
+        ({"cpu": {"flags": "avx2 amx_tile"}, "flags": []}, "AMX_TILE"),
+        ({"cpu": {"flags": "avx2"}}, None),
+        ({"cpu": {"Features": "fp asimd asimddp"}}, "NEON, DOTPROD"),
+        ({"cpu": "avx512f"}, None),
+        ({}, None),
+    ],
+)
+def test_a_library_built_for_more_than_this_cpu_has_is_refused_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: dict[str, object], missing: str | None
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    (tmp_path / "edgellm-build.json").write_text(json.dumps(record))
+    monkeypatch.setattr(machine, "isa", lambda: ["AVX", "AVX2", "FMA"])
+    if missing is None:
+        library.check_cpu.__wrapped__()
+        return
+    for enter in (library.check_cpu.__wrapped__, lambda: library.load.__wrapped__("ggml-base")):
+        library.check_cpu.cache_clear()
+        with pytest.raises(
+            BackendUnavailable, match=f"built for a CPU with {missing}, which .* lacks"
+        ) as caught:
+            enter()
+        assert caught.value.exit_code == 69
+    monkeypatch.setattr(machine, "isa", list)  # unknown
+    library.check_cpu.__wrapped__()

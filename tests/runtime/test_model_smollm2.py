@@ -99,9 +99,7 @@ def test_the_end_of_the_context_is_a_length_finish(model: Model) -> None:
         model.generate("word " * 300)
 
 
-@pytest.mark.parametrize(
-    "prompt", ["😀😀😀 ", "漢字かな交じり文、", "naïve café — ", "👩‍👩‍👧‍👦 familia: ", "\ud83d?"]
-)
+@pytest.mark.parametrize("prompt", ["😀😀😀 ", "漢字かな交じり文、", "naïve café — ", "👩‍👩‍👧‍👦 familia: "])
 def test_no_broken_character_in_the_middle_of_a_stream(model: Model, prompt: str) -> None:
     pieces = list(model.stream(prompt, max_tokens=24, temperature=1.2, seed=5))
     assert not any("\ufffd" in piece.text for piece in pieces[:-1])

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from edgellm import api
 from edgellm.convert import lora
-from edgellm.errors import BackendError, BadInputError, MissingInputError
+from edgellm.errors import BadInputError, MissingInputError
 from edgellm.runtime.model import Model
 from tests.support import tiny_llama
 
@@ -81,7 +81,7 @@ def test_what_is_no_adapter_is_refused(
         api.load(base, adapters={"red": str(base)})
     with pytest.raises(MissingInputError, match="no adapter"):
         api.load(base, adapters={"red": str(tmp_path)})
-    with pytest.raises(BackendError, match="adapter"):
+    with pytest.raises(BadInputError, match="an adapter of another model"):
         api.load(smollm2_gguf, context=64, adapters={"red": str(adapters["red"])})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.api import models
-from edgellm.errors import ArtifactError
+from edgellm.errors import ArtifactError, ContextOverflowError
 from edgellm.native.llama import LlamaModel, LlamaOptions
 from edgellm.runtime.tokenizer import Tokenizer
 from tests.support.fake_backend import BOS, TURN, FakeBackend
@@ -100,3 +100,18 @@ def test_an_id_above_the_vocabulary_is_refused_though_the_count_is_small(tmp_pat
     path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     with pytest.raises(ArtifactError, match="100001"):
         Tokenizer(FakeBackend(), path)
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = FakeBackend()
+    tokenizer = Tokenizer(backend, None)
+
+    def encode(n_chars: int) -> list[int]:
+        return tokenizer.encode("x" * n_chars, add_special=False, parse_special=False, most_tokens=10)
+
+    assert len(encode(640)) == 640
+    monkeypatch.setattr(backend, "tokenize", lambda *_, **__: pytest.fail("it was tokenized"))
+    with pytest.raises(
+        ContextOverflowError, match=r"has 641 bytes, the context holds 10 tokens of at most 6"
+    ):
+        encode(641)

@@ -18,7 +18,7 @@
     |  '- NativeCrash            70  native code died in a child process; carries the signal's name
     |- ResourceError             75  memory or time ran out; trying again with less may work
     |  |- QueueFullError         75  more requests wait already than are allowed to
-    |  '- DeadlineError          75  a request was not done in the time it gave itself
+    |  '- DeadlineError          75  a request or a child was not done in the time it was given
     |- NetworkError              69  the network or the hub does not give what was asked for
     |  '- NetworkInterrupted     75  the same later may work: no answer, too many requests, connection lost
     |- NetworkAttemptError       77  something tried to leave the machine where it was to stay offline; it was refused
@@ -169,7 +169,7 @@ class QueueFullError(ResourceError):
 
 
 class DeadlineError(ResourceError):
-    """A request was not done in the time it gave itself."""
+    """A request, or a child process, was not done in the time it was given."""
 
 
 class NetworkError(EdgeLLMError):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from edgellm.formats import ggml_types
+from edgellm.formats import ggml_types, gguf_model
+from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.records import Record
 
 Shape = tuple[int, ...]
@@ -149,6 +150,31 @@ class ModelShape(Record):
                 size = size * self.n_experts_used // self.n_experts
             total += size
         return total + self.kv_bytes(depth, kv_type)
+
+
+def shape_of_gguf(file: GGUFFile) -> ModelShape:
+    """The shape of the model in a GGUF file, tensors in the order of the file.
+
+    Raises:
+        BadInputError: no language model or encoder, or its hyper-parameters are out of bounds.
+    """
+    hyper = gguf_model.read_hyperparameters(file)
+    return ModelShape(
+        architecture=hyper.architecture,
+        tensors={name: tensor.shape for name, tensor in file.tensors.items()},
+        n_layers=hyper.n_layers,
+        n_heads=hyper.n_heads,
+        n_kv_heads=hyper.n_kv_heads,
+        head_size=hyper.head_size_k,
+        value_head_size=hyper.head_size_v,
+        vocab_size=hyper.vocab_size or 0,
+        context_train=hyper.context_train,
+        embedding_size=hyper.embedding_size,
+        window=hyper.window,
+        n_experts=hyper.n_experts,
+        n_experts_used=hyper.n_experts_used,
+        is_encoder=hyper.architecture in gguf_model.ENCODERS,
+    )
 
 
 def n_elements(shape: Shape) -> int:

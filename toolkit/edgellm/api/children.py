@@ -88,8 +88,16 @@ def child_measure(spec: dict[str, Any]) -> dict[str, Any]:
     return outcome
 
 
+def child_first_load(spec: dict[str, Any]) -> dict[str, Any]:
+    """In the child: load a model for the first time."""
+    from edgellm.api.first_load import child_first_load
+
+    return child_first_load(spec)
+
+
 CHILDREN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "_tokenize": child_tokenize,
     "_decode": child_decode,
     "_measure": child_measure,
+    "_first_load": child_first_load,
 }

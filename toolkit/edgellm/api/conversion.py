@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Unpack
 
 from edgellm import artifact, machine, scratch, staging
-from edgellm.api import calibration, launch, models
+from edgellm.api import calibration, first_load, launch, models
 from edgellm.api.mixing import search_mix
 from edgellm.api.planning import Choices, Demands, Plan, Verify, make_plan, read
 from edgellm.api.receipts import Check, Engine, Progress, make_receipt, rejected
@@ -102,6 +102,8 @@ def _carry_out(
         if plan.check:
             manifest = _held_to(plan.check, manifest, unquantized, folder, final, progress)
         artifact.write_record(folder / artifact.MANIFEST_NAME, manifest)
+    if plan.check:  # it has just been run, and renaming it changes none of what it is known by
+        first_load.note_sound(final / "model.gguf")
 
 
 def _packed_ahead(plan: Plan, source: Source, n_workers: int) -> Slabs | None:

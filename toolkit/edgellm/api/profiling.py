@@ -10,8 +10,8 @@ from typing import Literal
 
 from edgellm import artifact, machine, staging, workload
 from edgellm import report as reporting
-from edgellm.api import launch, models
-from edgellm.errors import ArtifactError, OutputError
+from edgellm.api import launch, models, quarantine
+from edgellm.errors import ArtifactError, NativeCrash, OutputError
 from edgellm.formats.records import MAX_RECORD_BYTES, read_bounded, replace
 from edgellm.profiler import measure as measuring
 from edgellm.profiler import run as running
@@ -43,7 +43,7 @@ def profile(
 
     Raises:
         SpecError: an unknown workload.  UnsupportedError: it gives embeddings.  ResourceError: a busy machine, with `strict`.
-        NativeCrash: a child died.
+        NativeCrash: a child died, which counts for the quarantine.  BackendError: the file is quarantined.
     """
     opened = models.open_artifact(model)
     models.check_generates(opened)
@@ -58,15 +58,21 @@ def profile(
             flash_attention=options.flash_attention, gpu_layers=str(options.gpu_layers), context=models.context_for(opened, None),
         )  # fmt: skip
 
-    return running.profile(
-        launch.launch_measure,
-        spec_for,
-        opened.manifest,
-        machine.describe(),
-        chosen,
-        strict=strict,
-        progress=progress,
-    )
+    file = Path(opened.model_path)
+    quarantine.check(file)
+    try:
+        return running.profile(
+            launch.launch_measure,
+            spec_for,
+            opened.manifest,
+            machine.describe(),
+            chosen,
+            strict=strict,
+            progress=progress,
+        )
+    except NativeCrash as err:
+        quarantine.note(file, err)
+        raise
 
 
 def measure(spec: measuring.Spec) -> measuring.Outcome:

@@ -10,8 +10,9 @@ from edgellm.errors import BackendError, BadInputError, NativeCrash, OutputError
 from edgellm.formats.records import Record, from_json
 
 MAX_CRASHES = 3
-# A kill from outside, as by the kernel when memory runs out, says nothing about the file.
-_NOT_THE_FILE = {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"}
+# A kill from outside, as by the kernel when memory runs out, says nothing about the file; an illegal instruction
+# says that the library was built for another CPU.
+_NOT_THE_FILE = {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGILL"}
 
 
 class Crashes(Record):

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edgellm import artifact, machine, scratch
-from edgellm.api import launch, models
+from edgellm.api import first_load, launch, models
 from edgellm.convert import pipeline, writer
 from edgellm.convert.source import Source
 from edgellm.native.llama import LlamaModel, LlamaOptions
@@ -59,7 +59,11 @@ class Unquantized:
 
     def open(self) -> LlamaModel:
         """The model, loaded; closed when the block is left."""
-        model = models.open_backend(self.path(), LlamaOptions(n_threads=self.n_threads))
+        path, options = self.path(), LlamaOptions(n_threads=self.n_threads)
+        if path == self.source.checkpoint.path:  # a file from elsewhere, and not one that was written here
+            models.read_model(path)
+            first_load.check(path, options)
+        model = models.open_backend(path, options)
         self._stack.callback(model.close)
         return model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from edgellm import artifact
-from edgellm.api import models
+from edgellm.api import first_load, models
 from edgellm.api.planning import read
 from edgellm.api.receipts import Check, Engine, Mode, Progress, check_words, make_receipt, rejected
 from edgellm.api.unquantized import Unquantized
@@ -16,7 +16,10 @@ from edgellm.convert.gguf_manifest import manifest_of_gguf
 from edgellm.convert.header_keys import MANIFEST_KEY
 from edgellm.convert.lora import WEIGHTS_NAME, Adapter, merged_name, read_adapter
 from edgellm.errors import ArtifactError, BadInputError, SpecError
+from edgellm.formats.gguf import read_gguf
+from edgellm.formats.gguf_vocab import validate_vocab
 from edgellm.formats.plain_json import read_json
+from edgellm.native.llama_options import LlamaOptions
 
 
 def verify(
@@ -71,10 +74,21 @@ def verify(
     source = read(models.resolve(reference, progress=progress), adapter)
     with Unquantized(source) as unquantized:
         _check_adapter(opened, unquantized, adapter)
+        file = Path(opened.model_path)
+        models.read_model(file)
+        first_load.check(file, LlamaOptions(n_threads=unquantized.n_threads))
         receipt = make_receipt(opened, unquantized, check, progress=progress)
     if receipt.verdict == "fail":
         raise rejected(receipt, str(path))
     return receipt
+
+
+def warnings(opened: Artifact) -> list[str]:
+    """What is odd about its file and does no harm, a line each."""
+    file = read_gguf(Path(opened.model_path))
+    if not file.trailing_bytes:
+        return []
+    return [f"{file.path.name}: {file.trailing_bytes} bytes behind the last tensor, which nothing reads"]
 
 
 def knows_manifest(opened: Artifact) -> bool:
@@ -89,6 +103,8 @@ def _manifest_sha256(checkpoint: Checkpoint) -> str | None:
 def _check_manifest(opened: Artifact) -> None:
     """The manifest says of the model what the model's own header says: facts, types, licence, parents, and its hash."""
     checkpoint, said = models.resolve(opened.model_path), opened.manifest
+    if checkpoint.gguf:
+        validate_vocab(checkpoint.gguf)
     found = manifest_of_gguf(checkpoint)
     facts = ("architecture", "n_params", "context_train", "quant", "file_bytes", "bpw", "licence")
     differing: list[tuple[str, object, object]] = [(n, getattr(said, n), getattr(found, n)) for n in facts]

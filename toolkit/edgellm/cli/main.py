@@ -36,7 +36,7 @@ COMMANDS = {
     "doctor": "Check that this machine and this installation can run models.",
     "completion": "Print the shell completion script.",
 }
-HIDDEN = ("_tokenize", "_decode", "_measure", "_engine")
+HIDDEN = ("_tokenize", "_decode", "_measure", "_first_load", "_engine")
 
 
 class _ReaderGoneError(Exception):

@@ -58,7 +58,7 @@ def command(
     the model's header.
     """
     from edgellm import api
-    from edgellm.api.verification import knows_manifest
+    from edgellm.api.verification import knows_manifest, warnings
     from edgellm.formats.records import to_builtins
 
     with progress_bars() as progress:
@@ -75,18 +75,22 @@ def command(
         )
     opened = api.open_artifact(artifact)
     has_hash = knows_manifest(opened)
+    found = warnings(opened)
     if as_json:
         print_json(
             {
                 "manifest": to_builtins(opened.manifest),
                 "manifest_hash_in_model": has_hash,
                 "receipt": to_builtins(receipt) if receipt else None,
+                "warnings": found,
             }
         )
         return
     from edgellm.cli.words import receipt_line
 
     show(f"{opened.path}: {_said(len(opened.manifest.files), has_hash=has_hash)}")
+    for line in found:
+        show(f"warning: {line}", err=True)
     if receipt:
         show(receipt_line(receipt))
 

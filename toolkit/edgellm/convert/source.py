@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from edgellm.checkpoint import Checkpoint, SourceTensor
 from edgellm.errors import UnsupportedError
-from edgellm.formats import gguf, gguf_model
-from edgellm.shape import ModelShape, n_elements
+from edgellm.formats import gguf
+from edgellm.formats.records import replace
+from edgellm.shape import ModelShape, n_elements, shape_of_gguf
 
 FLOATS = ("F32", "F16", "BF16")
 _BLOCK = re.compile(r"blk\.([0-9]+)")
@@ -159,7 +160,7 @@ def from_gguf(checkpoint: Checkpoint) -> Source:
     file = checkpoint.gguf
     if file is None:
         raise ValueError("not a GGUF checkpoint")
-    hyper = gguf_model.read_hyperparameters(file)
+    shape = shape_of_gguf(file)
     tensors = in_file_order([planned(t.name, t) for t in checkpoint.tensors.values()])
     unreadable = next((t for t in tensors if t.source_type in {"I8", "I16", "I32", "I64", "F64"}), None)
     if unreadable:
@@ -167,22 +168,7 @@ def from_gguf(checkpoint: Checkpoint) -> Source:
             f"{checkpoint.path}: tensor {unreadable.name!r} has type {unreadable.source_type}, which cannot be converted",
             hint="convert the Hugging Face model that it was made from",
         )
-    shape = ModelShape(
-        architecture=hyper.architecture,
-        tensors={t.name: t.shape for t in tensors},
-        n_layers=hyper.n_layers,
-        n_heads=hyper.n_heads,
-        n_kv_heads=hyper.n_kv_heads,
-        head_size=hyper.head_size_k,
-        value_head_size=hyper.head_size_v,
-        vocab_size=hyper.vocab_size or 0,
-        context_train=hyper.context_train,
-        embedding_size=hyper.embedding_size,
-        window=hyper.window,
-        n_experts=hyper.n_experts,
-        n_experts_used=hyper.n_experts_used,
-        is_encoder=hyper.architecture in gguf_model.ENCODERS,
-    )
+    shape = replace(shape, tensors={t.name: t.shape for t in tensors})
     # The writer aligns by the default, and writes one file.
     kept = {k: v for k, v in file.metadata.items() if k != "general.alignment" and not k.startswith("split.")}
     header = {key: _carry(value) for key, value in kept.items()}
@@ -191,9 +177,8 @@ def from_gguf(checkpoint: Checkpoint) -> Source:
 
 def _trailing(file: gguf.GGUFFile) -> tuple[str, ...]:
     """A note on bytes behind the last tensor and its padding."""
-    end = max((t.offset + t.n_bytes for t in file.tensors.values()), default=file.data_offset)
-    n_bytes = file.file_bytes - (end + -(end - file.data_offset) % file.alignment)
-    return (f"{n_bytes} bytes behind the last tensor of the source are left out",) if n_bytes > 0 else ()
+    n_bytes = file.trailing_bytes
+    return (f"{n_bytes} bytes behind the last tensor of the source are left out",) if n_bytes else ()
 
 
 def in_file_order(tensors: list[PlannedTensor]) -> tuple[PlannedTensor, ...]:

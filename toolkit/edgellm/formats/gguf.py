@@ -91,6 +91,12 @@ class GGUFFile:
     tensors: dict[str, GGUFTensor]
 
     @property
+    def trailing_bytes(self) -> int:
+        """Bytes behind the last tensor and its padding, which nothing reads."""
+        end = max((t.offset + t.n_bytes for t in self.tensors.values()), default=self.data_offset)
+        return max(0, self.file_bytes - (end + -(end - self.data_offset) % self.alignment))
+
+    @property
     def fields(self) -> Fields:
         """The metadata with bounded getters: `file.fields.integer("llama.block_count", 1, 512)`."""
         return Fields({key: value.value for key, value in self.metadata.items()}, self.path.name)

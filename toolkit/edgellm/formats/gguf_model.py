@@ -34,9 +34,12 @@ ENCODERS = frozenset(
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _OTHER_KINDS = {
-    "adapter": "a LoRA adapter, not a model",
-    "imatrix": "an importance matrix, not a model",
-    "mmproj": "a multimodal projector, not a language model",
+    "adapter": (
+        "a LoRA adapter, not a model",
+        "load the model that it was made for, with adapters={name: this file}",
+    ),
+    "imatrix": ("an importance matrix, not a model", "give it to edgellm convert --imatrix"),
+    "mmproj": ("a multimodal projector, not a language model", "give the language model that it belongs to"),
 }
 
 
@@ -124,7 +127,8 @@ def _architecture(file: GGUFFile) -> str:
     if architecture == "clip":
         kind = "mmproj"
     if kind in _OTHER_KINDS:
-        raise BadInputError(f"{where}: {_OTHER_KINDS[kind]} (general.type {kind!r})")
+        said, hint = _OTHER_KINDS[kind]
+        raise BadInputError(f"{where}: {said} (general.type {kind!r})", hint=hint)
     if not _ARCHITECTURE.fullmatch(architecture):
         raise BadInputError(f"{where}: general.architecture is {architecture!r}, expected a plain name")
     return architecture

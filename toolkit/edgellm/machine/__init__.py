@@ -6,10 +6,19 @@ what the system tells without privileges. It does not measure bandwidth, nor rea
 """
 
 from edgellm.machine.conditions import ConditionsWatch, conditions
-from edgellm.machine.cpu import architecture, cpu_name, default_threads, isa, physical_cores, usable_cores
+from edgellm.machine.cpu import (
+    architecture,
+    cpu_name,
+    default_threads,
+    isa,
+    isa_of_flags,
+    physical_cores,
+    usable_cores,
+)
 from edgellm.machine.describe import describe, is_virtual
 from edgellm.machine.host import detect_target
 from edgellm.machine.memory import (
+    address_space_left_bytes,
     available_memory_bytes,
     headroom,
     memory_limit_bytes,
@@ -20,6 +29,7 @@ from edgellm.machine.system import board
 
 __all__ = [
     "ConditionsWatch",
+    "address_space_left_bytes",
     "architecture",
     "available_memory_bytes",
     "board",
@@ -31,6 +41,7 @@ __all__ = [
     "headroom",
     "is_virtual",
     "isa",
+    "isa_of_flags",
     "memory_limit_bytes",
     "physical_cores",
     "ram_bytes",

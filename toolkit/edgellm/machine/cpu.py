@@ -6,6 +6,7 @@ import math
 import os
 import platform
 from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from edgellm.errors import MissingInputError
@@ -65,12 +66,17 @@ def isa(root: Path = ROOT) -> list[str]:
     key = "features" if names is ARM_ISA else "flags"
     flags = [set(table[key].split()) for table in processors(root) if key in table]
     if flags:
-        shared = set.intersection(*flags)
-        return [name for name in names if _LINUX_NAMES.get(name, name.lower()) in shared]
+        return isa_of_flags(set.intersection(*flags), names)
     if not is_live(root):
         return []
     apple = [n for n in names if n in _MACOS_NAMES and sysctl_int(f"hw.optional.{_MACOS_NAMES[n]}") == 1]
     return apple or [name for name in names if name in windows_features()]
+
+
+def isa_of_flags(flags: Collection[str], names: Sequence[str] | None = None) -> list[str]:
+    """Those of `names` (by default all) that are among the flags of a processor as Linux prints them."""
+    names = list(dict.fromkeys(X86_ISA + ARM_ISA)) if names is None else names
+    return [name for name in names if _LINUX_NAMES.get(name, name.lower()) in flags]
 
 
 def cpu_name(root: Path = ROOT) -> str:

@@ -53,6 +53,18 @@ def headroom(root: Path = ROOT) -> Headroom:
     return min(bounds, key=lambda bound: bound.left_bytes)
 
 
+def address_space_left_bytes() -> int | None:
+    """What this process may still map under its limit (ulimit -v); None without one."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return max(0, limit - _own_bytes(ROOT)[1])
+
+
 def _own_bytes(root: Path) -> tuple[int, int]:
     """Resident and mapped bytes of this process; none in a recorded tree."""
     if not is_live(root):

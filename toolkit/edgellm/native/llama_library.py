@@ -24,9 +24,10 @@ def bindings() -> types.ModuleType:
     """The module of declarations, with the backend initialised.
 
     Raises:
-        BackendUnavailable: it is not installed, or the native libraries do not load.
+        BackendUnavailable: it is not installed, or the native libraries do not load or were built for another CPU.
     """
     library.library_directory()
+    library.check_cpu()
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger on this process
     try:
         lib = declarations()

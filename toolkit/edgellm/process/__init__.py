@@ -21,7 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from edgellm.errors import EdgeLLMError, MissingInputError, NativeCrash, ResourceError, error_named
+from edgellm.errors import (
+    DeadlineError,
+    EdgeLLMError,
+    MissingInputError,
+    NativeCrash,
+    ResourceError,
+    error_named,
+)
 from edgellm.units import format_bytes
 
 MAX_STDOUT_BYTES = 64 * 1024**2
@@ -91,7 +98,7 @@ def run_child(
 
     Raises:
         MissingInputError: the program cannot be started.
-        ResourceError: the deadline passed, the memory limit was hit, or it printed too much.
+        DeadlineError: the deadline passed.  ResourceError: the memory limit was hit, or it printed too much.
         NativeCrash: it died of a signal, or exited with another status than 0 and no error of ours.
         EdgeLLMError: the error in the last line of its stderr, `{"error": {"type", "message", "hint"}}`.
     """
@@ -112,7 +119,7 @@ def run_child(
     if pipes.overflowed:
         raise ResourceError(f"{name}: printed more than {format_bytes(max_stdout_bytes)}, killed")
     if not in_time:
-        raise ResourceError(
+        raise DeadlineError(
             f"{name}: not done after {timeout_s:g} s, killed", hint="try a smaller model, or allow more time"
         )
     stderr = bytes(pipes.stderr).decode("utf-8", "replace")

@@ -23,8 +23,9 @@ class Channel:
     Args:
         argv: the command.  env: the whole environment; None inherits.
         memory_limit_bytes: limit of its address space; not enforced on Windows.
+        max_message_bytes: a child that sends a longer one is ended.
         start: what starts it, as `process.start` does.
-        on_message: called in a thread of its own with each message of the child.
+        on_message: called in a thread of its own with each message of the child. What it raises ends the child.
         on_end: called once in that thread when the child is gone, with the error that this is.
 
     Raises:
@@ -39,10 +40,12 @@ class Channel:
         on_end: Callable[[EdgeLLMError], None],
         env: Mapping[str, str] | None = None,
         memory_limit_bytes: int | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
         start: Callable[[Sequence[str], Mapping[str, str] | None, int | None], process.Child] = process.start,
     ) -> None:
         self._name = " ".join([Path(argv[0]).name, *argv[1:4]])
         self._memory_limit_bytes = memory_limit_bytes
+        self._max_message_bytes = max_message_bytes
         self._on_message, self._on_end = on_message, on_end
         self._child = start(argv, env, memory_limit_bytes)
         self._group = process.Group(self._child)
@@ -97,9 +100,9 @@ class Channel:
         assert self._child.stdout is not None
         try:
             with self._child.stdout as pipe:
-                while (message := read_message(pipe)) is not None:
+                while (message := read_message(pipe, self._max_message_bytes)) is not None:
                     self._on_message(message)
-        except (OSError, ValueError) as err:
+        except Exception as err:  # whatever it was: nobody may wait for a child that is not listened to
             self._why = self._why or NativeCrash(f"{self._name}: sent nonsense: {err}")
         self._group.kill()
         self._group.reap()
@@ -122,7 +125,7 @@ class Channel:
                 self._child.stderr.close()
 
 
-def read_message(pipe: IO[bytes]) -> bytes | None:
+def read_message(pipe: IO[bytes], max_bytes: int = MAX_MESSAGE_BYTES) -> bytes | None:
     """The next message; None at the end.
 
     Raises:
@@ -132,8 +135,8 @@ def read_message(pipe: IO[bytes]) -> bytes | None:
     if not head:
         return None
     (length,) = _LENGTH.unpack(head)
-    if length > MAX_MESSAGE_BYTES:
-        raise ValueError(f"a message of {length} bytes, at most {MAX_MESSAGE_BYTES} are read")
+    if length > max_bytes:
+        raise ValueError(f"a message of {length} bytes, at most {max_bytes} are read")
     message = _read_exactly(pipe, length)
     if len(message) < length:
         raise ValueError("it ends within a message")

@@ -128,8 +128,9 @@ class LocalEngine:
             raise ValueError(
                 f"logit_bias of token {beyond}, outside the vocabulary of {self._backend.vocab_size}"
             )
+        most_tokens = self.context if request.overflow == "error" else None
         ids, n_dropped = fit_prompt(
-            self._prompts.encode(request.prompt), context=self.context, policy=request.overflow,
+            self._prompts.encode(request.prompt, most_tokens=most_tokens), context=self.context, policy=request.overflow,
             n_keep=request.keep_tokens, max_tokens=request.max_tokens,
         )  # fmt: skip
         constraint = (

@@ -56,7 +56,7 @@ class _Service:
         self._n_steps = -1
 
     def send(self, message: wire.FromEngine) -> None:
-        data = wire.encode(message)
+        data = wire.encode_answer(message)
         with self._lock:
             write_message(self._descriptor, data)
 

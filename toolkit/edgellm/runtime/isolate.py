@@ -27,11 +27,14 @@ from edgellm.runtime.engine import HANG_S
 from edgellm.runtime.prompts import Prompt
 from edgellm.runtime.request import Piece, Request
 from edgellm.runtime.scheduler import Counts
-from edgellm.runtime.ticket import Ticket
+from edgellm.runtime.ticket import MAX_UNREAD, Ticket
 
 LOAD_TIMEOUT_S = 600.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 _ACKNOWLEDGE_EVERY = 512
+# An engine of ours stops at MAX_UNREAD and what is in flight.
+_MAX_UNREAD = 4 * MAX_UNREAD
+_MAX_UNREAD_BYTES = 256 * 1024**2
 _GRACE_S = 5.0
 
 
@@ -44,14 +47,35 @@ class _Remote(Ticket):
         )
         self._channel, self._number = channel, number
         self._n_taken = 0
+        self._unread_bytes = 0
+        self._counting = threading.Lock()
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether more lies here than an engine of ours would have sent."""
+        return self.n_unread > _MAX_UNREAD or self._unread_bytes > _MAX_UNREAD_BYTES
+
+    def put(self, piece: Piece | BaseException) -> None:
+        if isinstance(piece, Piece):
+            with self._counting:
+                self._unread_bytes += _about_bytes(piece)
+        super().put(piece)
 
     def take(self, timeout_s: float | None = None) -> Piece:
         piece = super().take(timeout_s)
+        with self._counting:
+            self._unread_bytes -= _about_bytes(piece)
         self._n_taken += 1
         if self._n_taken == _ACKNOWLEDGE_EVERY:
             self._channel.send(wire.encode(wire.Taken(number=self._number, n_pieces=self._n_taken)))
             self._n_taken = 0
         return piece
+
+
+def _about_bytes(piece: Piece) -> int:
+    """What a piece takes in memory, roughly."""
+    n_likely = sum(1 + len(entry.top) for entry in piece.logprobs or ())
+    return 4 * len(piece.text) + 40 * len(piece.token_ids) + 150 * n_likely
 
 
 class IsolatedEngine:
@@ -94,6 +118,7 @@ class IsolatedEngine:
         self._starting = threading.Lock()
         self._channel: Channel | None = None
         self._ready: queue.SimpleQueue[wire.Ready | EdgeLLMError] = queue.SimpleQueue()
+        self._is_ready = False
         self._tickets: dict[int, _Remote] = {}
         self._answers: dict[int, Future[Any]] = {}
         self._heard_s = time.monotonic()
@@ -125,17 +150,19 @@ class IsolatedEngine:
 
     def tokenize(self, text: str, parse_special: bool) -> list[int]:
         """Token ids of a text."""
-        return list(self._ask("tokenize", text, parse_special))
+        return self._understood(wire.token_ids, self._ask("tokenize", text, parse_special))
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt."""
-        return list(self._ask("encode", prompt))
+        return self._understood(wire.token_ids, self._ask("encode", prompt))
 
     def counts(self) -> Counts:
         """What is going on; all zero while there is no child."""
         if self._channel is None and not self._closed.is_set():
             return Counts(0, 0, 0, 0, 0, 0, 0, 0)
-        return Counts(*self._ask("counts"))
+        return Counts(
+            *self._understood(lambda value: wire.numbers(value, len(Counts._fields)), self._ask("counts"))
+        )
 
     def save_cache(self, path: str, request: Request | None) -> CacheSummary:
         """As `LocalEngine.save_cache`; the child writes the file."""
@@ -159,6 +186,16 @@ class IsolatedEngine:
             channel, self._channel = self._channel, None
         if channel:
             channel.close(_GRACE_S)
+
+    def _understood(self, check: Callable[[object], list[int]], value: object) -> list[int]:
+        """An answer that is what it should be; a child that gives another one is ended."""
+        try:
+            return check(value)
+        except ValueError as err:
+            nonsense = NativeCrash(f"the engine answered nonsense: {err}")
+            if channel := self._channel:
+                channel.kill(nonsense)
+            raise nonsense from err
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         channel = self._running()
@@ -214,13 +251,14 @@ class IsolatedEngine:
     def _start(self) -> wire.Ready:
         self._before_start()
         ready: queue.SimpleQueue[wire.Ready | EdgeLLMError] = queue.SimpleQueue()
-        self._ready = ready
+        self._ready, self._is_ready = ready, False
         channel = Channel(
             self._argv,
             on_message=self._receive,
             on_end=lambda err: self._ended(channel, ready, err),
             memory_limit_bytes=self._memory_limit_bytes,
             start=self._start_watched if self._offline else process.start,
+            max_message_bytes=wire.MAX_ANSWER_BYTES,
         )
         with self._lock:
             self._channel = channel
@@ -265,12 +303,17 @@ class IsolatedEngine:
         self._heard_s = time.monotonic()
         if isinstance(message, wire.Gave):
             ticket = self._tickets.get(message.number)
+            if ticket and ticket.is_flooded:
+                raise ValueError(f"{ticket.n_unread} pieces, and it does not wait until they are read")
             if message.piece.finish_reason is not None:
                 self._tickets.pop(message.number, None)
                 self._n_crashes_in_row = 0
             if ticket:
                 ticket.put(message.piece)
         elif isinstance(message, wire.Ready):
+            if self._is_ready:
+                raise ValueError("it is ready twice")
+            self._is_ready = True
             self._ready.put(message)
         elif isinstance(message, wire.Answered):
             done = self._answers.pop(message.number, None)

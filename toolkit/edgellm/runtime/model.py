@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import queue
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, get_type_hints
 
 import msgspec
 
@@ -17,7 +18,7 @@ from edgellm.artifact import Manifest
 from edgellm.errors import BadInputError, SpecError
 from edgellm.protocols import SamplingParams
 from edgellm.report import RuntimeInfo
-from edgellm.runtime import session_file
+from edgellm.runtime import arguments, session_file
 from edgellm.runtime.cache_file import CacheSummary
 from edgellm.runtime.constraints import ConstraintSpec
 from edgellm.runtime.engine import Engine
@@ -93,8 +94,10 @@ class Stream(Iterator[Piece]):
 
     def __init__(self, ticket: Ticket) -> None:
         self._ticket = ticket
+        self._process = os.getpid()
 
     def __next__(self) -> Piece:
+        _check_process(self._process)
         if self._ticket.done or self._ticket.cancelled:
             raise StopIteration
         try:
@@ -103,8 +106,9 @@ class Stream(Iterator[Piece]):
             raise StopIteration from None
 
     def close(self) -> None:
-        """Stop the generation; safe to call from any thread, and twice."""
-        self._ticket.cancel()
+        """Stop the generation; safe to call from any thread, and twice. In a fork of the process it does nothing."""
+        if os.getpid() == self._process:
+            self._ticket.cancel()
 
     def __enter__(self) -> Stream:
         return self
@@ -113,7 +117,7 @@ class Stream(Iterator[Piece]):
         self.close()
 
     def __del__(self) -> None:
-        self._ticket.cancel()
+        self.close()
 
 
 class Model:
@@ -128,7 +132,7 @@ class Model:
         self.context = engine.context
         self._process = os.getpid()
         # Also where nobody closes it: native memory must be released before the interpreter ends.
-        self._release = weakref.finalize(self, engine.close)
+        self._release = weakref.finalize(self, _close_in, self._process, engine)
 
     @property
     def info(self) -> RuntimeInfo:
@@ -152,14 +156,17 @@ class Model:
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of a text, without a beginning-of-sequence token."""
-        return self._engine.tokenize(text, parse_special)
+        _check_process(self._process)
+        return self._engine.tokenize(arguments.checked_text("text", text), bool(parse_special))
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Tokens that a prompt (text or messages) becomes."""
-        return len(self._engine.encode(prompt))
+        _check_process(self._process)
+        return len(self._engine.encode(arguments.checked_prompt(prompt)))
 
     def counts(self) -> Counts:
         """What is going on: generations that run, wait, are done, were cancelled."""
+        _check_process(self._process)
         return self._engine.counts()
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
@@ -274,6 +281,7 @@ class Model:
             UnsupportedError: this kind of model has no cache that can be used again.
             BadInputError: the model's file was changed since it was loaded; or the key cannot be used.
         """
+        _check_process(self._process)
         return self._engine.save_cache(str(Path(path).expanduser().absolute()), None)
 
     def load_cache(self, path: str | Path) -> CacheSummary:
@@ -284,6 +292,7 @@ class Model:
             BadInputError: it is damaged, another user's, or of another model or other settings; nothing of it is used.
             SpecError: it holds more than `cache_bytes`.  UnsupportedError: as in `save_cache`.
         """
+        _check_process(self._process)
         return self._engine.load_cache(str(Path(path).expanduser().absolute()))
 
     async def asave_cache(self, path: str | Path) -> CacheSummary:
@@ -302,8 +311,7 @@ class Model:
         make_request("", options)
 
     def _submit(self, prompt: Prompt, options: Options) -> Ticket:
-        if os.getpid() != self._process:
-            raise RuntimeError("this model was loaded in another process: load it after the fork")
+        _check_process(self._process)
         return self._engine.submit(make_request(prompt, options))
 
     def close(self) -> None:
@@ -323,23 +331,36 @@ async def _in_thread(method: Callable[..., R], *arguments: Any, **options: Any) 
     return await asyncio.to_thread(method, *arguments, **options)
 
 
+def _check_process(process_id: int) -> None:
+    if os.getpid() != process_id:
+        raise RuntimeError("this model was loaded in another process: load it after the fork")
+
+
+def _close_in(process_id: int, engine: Engine) -> None:
+    """Close an engine, unless this is a fork of the process it is in: it would end the other's child and wait for threads
+    that are not there."""
+    if os.getpid() == process_id:
+        engine.close()
+
+
 def make_request(prompt: Prompt, options: Options) -> Request:
     """A request with the defaults of the library.
 
     Raises:
-        ValueError: an option out of bounds.  TypeError: an unknown option, or one of a wrong kind.
+        ValueError: an option out of bounds, or a lone surrogate.  TypeError: an unknown option, or one of a wrong kind.
     """
-    rest: dict[str, Any] = {**options}
-    stop = rest.pop("stop", ())
-    if isinstance(stop, str):
-        raise TypeError("stop is one string, expected a list of strings")
+    given = arguments.checked_prompt(prompt)
+    if isinstance(stop := options.get("stop", ()), str):
+        raise TypeError(f"stop is {stop[:80]!r}, expected a list of strings")
+    rest = arguments.checked_options(options, _kinds())
     sampling = SamplingParams(**{name: rest.pop(name, default) for name, default in _SAMPLING.items()})
     rest["constraint"] = _constraint(rest)
-    unknown = sorted(set(rest) - set(Options.__annotations__) - {"constraint"})
-    if unknown:
-        raise TypeError(f"unknown option {unknown[0]!r}")
-    given: Any = prompt if isinstance(prompt, str) else list(prompt)
-    return Request(prompt=given, sampling=sampling, stop=list(stop), **rest)
+    return Request(prompt=given, sampling=sampling, **rest)
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(Options)
 
 
 def _saved_options(path: Path, options: dict[str, Any]) -> Options:
@@ -366,4 +387,8 @@ def _constraint(options: dict[str, Any]) -> ConstraintSpec | None:
     if not asked:
         return None
     kind, value = asked[0]
-    return ConstraintSpec(kind=kind, text=value if isinstance(value, str) else json.dumps(value))  # type: ignore[arg-type]
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as err:
+        raise TypeError(f"{kind} is no JSON: {err}") from err
+    return ConstraintSpec(kind=kind, text=text)  # type: ignore[arg-type]

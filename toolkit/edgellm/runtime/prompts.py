@@ -22,27 +22,33 @@ class PromptEncoder:
     def __init__(self, backend: Backend, tokenizer: Tokenizer, name: str) -> None:
         self._backend, self._tokenizer, self._name = backend, tokenizer, name
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, *, most_tokens: int | None = None) -> list[int]:
         """Token ids of a prompt, at least one.
 
+        Args:
+            most_tokens: what cannot be so few is refused before it is tokenized.
+
         Raises:
+            ContextOverflowError: see `most_tokens`.
             SpecError: messages without a chat template, or nothing at all.  BadInputError: the template fails.
             ValueError: a token id that the model does not know.
         """
         backend = self._backend
         if isinstance(prompt, str):
-            ids = self._tokenizer.encode(prompt, add_special=True, parse_special=False)
+            ids = self._tokenizer.encode(
+                prompt, add_special=True, parse_special=False, most_tokens=most_tokens
+            )
         elif prompt and isinstance(prompt[0], int):
             ids = self._checked(prompt)
         else:
-            ids = self._of_messages(prompt)  # type: ignore[arg-type]
+            ids = self._of_messages(prompt, most_tokens)  # type: ignore[arg-type]
         if not ids:
             if backend.bos_id is None:
                 raise SpecError("the prompt is empty", hint="give some text")
             ids = [backend.bos_id]
         return ids
 
-    def _of_messages(self, messages: Sequence[chat.Message]) -> list[int]:
+    def _of_messages(self, messages: Sequence[chat.Message], most_tokens: int | None) -> list[int]:
         backend = self._backend
         if backend.chat_template is None:
             raise SpecError(
@@ -55,7 +61,7 @@ class PromptEncoder:
             bos_token=self._special(backend.bos_id),
             eos_token=self._special(backend.eos_id),
         )
-        ids = self._tokenizer.encode(rendered, add_special=False, parse_special=True)
+        ids = self._tokenizer.encode(rendered, add_special=False, parse_special=True, most_tokens=most_tokens)
         bos = backend.bos_id
         if backend.add_bos and bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)

@@ -13,6 +13,7 @@ from edgellm.runtime.constraints import ConstraintSpec
 FinishReason = Literal["stop", "length"]
 Overflow = Literal["error", "shift", "middle"]
 MAX_TOP_LOGPROBS = 20
+MAX_TOKENS = (1 << 31) - 1
 MAX_DEADLINE_S = 7 * 24 * 3600.0
 
 
@@ -50,8 +51,8 @@ class Request(Record):
     speculate: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}, expected at least 1")
+        if self.max_tokens is not None and not 1 <= self.max_tokens <= MAX_TOKENS:
+            raise ValueError(f"max_tokens is {self.max_tokens}, outside 1 to {MAX_TOKENS}")
         if self.deadline_s is not None and not 0 < self.deadline_s <= MAX_DEADLINE_S:
             raise ValueError(
                 f"deadline_s is {self.deadline_s}, expected more than 0, at most {MAX_DEADLINE_S:g}"
@@ -60,8 +61,8 @@ class Request(Record):
             raise ValueError(
                 f"overflow is {self.overflow!r}, expected one of {', '.join(get_args(Overflow))}"
             )
-        if self.keep_tokens < 0:
-            raise ValueError(f"keep_tokens is {self.keep_tokens}, expected 0 or more")
+        if not 0 <= self.keep_tokens <= MAX_TOKENS:
+            raise ValueError(f"keep_tokens is {self.keep_tokens}, outside 0 to {MAX_TOKENS}")
         if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
             raise ValueError(f"top_logprobs is {self.top_logprobs}, outside 0 to {MAX_TOP_LOGPROBS}")
 

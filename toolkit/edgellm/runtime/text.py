@@ -19,7 +19,10 @@ class TextAssembler:
         if isinstance(stops, str):
             raise TypeError("stop is one string, expected a list of strings")
         if len(stops) > MAX_STOPS or any(not s or len(s) > MAX_STOP_CHARS for s in stops):
-            raise ValueError(f"at most {MAX_STOPS} stop strings of 1 to {MAX_STOP_CHARS} characters")
+            lengths = f"{min(map(len, stops))} to {max(map(len, stops))}"
+            raise ValueError(
+                f"stop has {len(stops)} strings of {lengths} characters, expected at most {MAX_STOPS} of 1 to {MAX_STOP_CHARS}"
+            )
         self._stops = tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""

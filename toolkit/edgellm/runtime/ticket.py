@@ -55,6 +55,11 @@ class Ticket:
         return found
 
     @property
+    def n_unread(self) -> int:
+        """Pieces that nobody has taken."""
+        return self._pieces.qsize()
+
+    @property
     def is_stalled(self) -> bool:
         """Whether the engine should wait: too much lies unread, and the consumer has not caught up since."""
         n_unread = self._pieces.qsize()

@@ -1,7 +1,11 @@
-"""What the public class and an engine in another process say to each other, as msgpack."""
+"""What the public class and an engine in another process say to each other, as msgpack.
+
+The engine's side runs native code on a foreign file. What it says is bounded here before anything is made of it.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -9,7 +13,7 @@ import msgspec
 from edgellm.errors import EdgeLLMError, error_named
 from edgellm.formats.records import Record
 from edgellm.report import RuntimeInfo
-from edgellm.runtime.request import Piece, Request
+from edgellm.runtime.request import MAX_TOP_LOGPROBS, Piece, Request
 
 
 class Submit(Record, tag=True):
@@ -83,6 +87,13 @@ class Alive(Record, tag=True):
     """Work goes on."""
 
 
+MAX_ANSWER_BYTES = 16 * 1024**2
+MAX_PIECE_TOKENS = 1 << 12
+MAX_PIECE_CHARS = 1 << 20
+MAX_TOKEN = 1 << 31
+_MAX_CONTEXT = 1 << 31
+_MAX_ERROR_CHARS = 4000
+
 ToEngine = Submit | Cancel | Taken | Ask | SaveCache
 FromEngine = Ready | Gave | Answered | Failed | Alive
 
@@ -106,11 +117,61 @@ def decode_to_engine(data: bytes) -> ToEngine:
 
 
 def decode_from_engine(data: bytes) -> FromEngine:
-    """A message; ValueError where it is none."""
+    """A message; ValueError where it is none, or holds what no engine of ours says."""
     try:
-        return _from_engine.decode(data)
-    except msgspec.MsgspecError as err:
+        message = _from_engine.decode(data)
+    except (msgspec.MsgspecError, RecursionError) as err:
         raise ValueError(str(err)) from err
+    if isinstance(message, Gave):
+        _check_piece(message.piece)
+    elif isinstance(message, Ready) and not 1 <= message.context <= _MAX_CONTEXT:
+        raise ValueError(f"a context of {message.context} tokens")
+    return message
+
+
+def encode_answer(message: FromEngine) -> bytes:
+    """A message of the engine, or that it would be too long."""
+    data = encode(message)
+    if len(data) > MAX_ANSWER_BYTES and isinstance(message, Answered):
+        return encode(
+            failed(message.number, ValueError(f"an answer of {len(data)} bytes, at most {MAX_ANSWER_BYTES}"))
+        )
+    return data
+
+
+def token_ids(value: object) -> list[int]:
+    """What an engine gave as token ids; ValueError where they are none."""
+    if not isinstance(value, list) or not all(
+        type(token) is int and 0 <= token < MAX_TOKEN for token in value
+    ):
+        raise ValueError("no list of token ids")
+    return value
+
+
+def numbers(value: object, n: int) -> list[int]:
+    """What an engine gave as n counts; ValueError where they are none."""
+    if (
+        not isinstance(value, list)
+        or len(value) != n
+        or not all(type(count) is int and count >= 0 for count in value)
+    ):
+        raise ValueError(f"no {n} counts")
+    return value
+
+
+def _check_piece(piece: Piece) -> None:
+    if len(piece.text) > MAX_PIECE_CHARS or len(piece.token_ids) > MAX_PIECE_TOKENS:
+        raise ValueError(f"a piece of {len(piece.text)} characters and {len(piece.token_ids)} tokens")
+    token_ids(piece.token_ids)
+    if (piece.finish_reason is None) != (piece.usage is None):
+        raise ValueError("a piece with an end and no usage, or the other way round")
+    if piece.usage is not None:
+        for name, value in msgspec.structs.asdict(piece.usage).items():
+            if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"a usage whose {name} is {value}")
+    logprobs = piece.logprobs or []
+    if len(logprobs) > MAX_PIECE_TOKENS or any(len(entry.top) > MAX_TOP_LOGPROBS for entry in logprobs):
+        raise ValueError("more log-probabilities than were asked for")
 
 
 def failed(number: int, err: BaseException) -> Failed:
@@ -121,10 +182,12 @@ def failed(number: int, err: BaseException) -> Failed:
 
 
 def error_of(message: Failed) -> Exception:
-    """The error that a message tells of, as the class it was."""
+    """The error that a message tells of, as the class it was; one line of bounded length."""
+    said = " ".join(message.message[:_MAX_ERROR_CHARS].split())
+    hint = None if message.hint is None else " ".join(message.hint[:_MAX_ERROR_CHARS].split())
     if message.kind in _PYTHON_ERRORS:
-        return _PYTHON_ERRORS[message.kind](message.message)
+        return _PYTHON_ERRORS[message.kind](said)
     found = error_named(message.kind)
     if found is None:
-        return EdgeLLMError(f"{message.kind}: {message.message}")
-    return found(message.message, hint=message.hint)
+        return EdgeLLMError(f"{message.kind[:100]}: {said}")
+    return found(said, hint=hint)
