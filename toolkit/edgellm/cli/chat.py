@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from edgellm.cli.common import NewPath, show, show_answer
-from edgellm.cli.engine import engine_of, engine_options
+from edgellm.cli.engine import engine_of, engine_options, spare_threads
 from edgellm.cli.grouping import GroupedCommand
 from edgellm.cli.offline import is_watched, offline_option, prove_offline
 from edgellm.cli.sampling import sampling_of, sampling_options
@@ -49,6 +49,7 @@ def command(
     sampling = {**sampling_of(options), **engine.options}
     if offline_proof and not is_watched():
         return prove_offline(as_json=False)
+    spare_threads()
     from edgellm import api
     from edgellm.errors import SpecError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -73,6 +74,11 @@ def engine_options(function: F) -> F:
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
+
+
+def spare_threads() -> None:
+    """Before numpy is imported: its linear algebra, which a generation does not use, would start a thread per core."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def engine_of(options: dict[str, Any]) -> Engine:

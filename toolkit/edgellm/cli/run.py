@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgellm.cli.common import json_option, print_json, show_answer
-from edgellm.cli.engine import engine_of, engine_options
+from edgellm.cli.engine import engine_of, engine_options, spare_threads
 from edgellm.cli.grouping import GroupedCommand
 from edgellm.cli.offline import is_watched, offline_option, prove_offline
 from edgellm.cli.sampling import sampling_of, sampling_options
@@ -53,6 +53,7 @@ def command(
     sampling = {**sampling_of(options), **engine.options}
     if offline_proof and not is_watched():
         return prove_offline(as_json=as_json)
+    spare_threads()
     from edgellm import api
 
     prompt = _read_stdin() if prompt is None else prompt
