@@ -89,6 +89,10 @@ _SAMPLING: dict[str, Any] = {
 }  # fmt: skip
 
 
+# Options are checked with it before anything was said.
+_ANY_MESSAGES = [{"role": "user", "content": "x"}]
+
+
 class Stream(Iterator[Piece]):
     """Pieces of one generation; leaving the block, closing or forgetting it stops the generation."""
 
@@ -308,7 +312,7 @@ class Model:
             raise SpecError(
                 f"{self.manifest.model} has no chat template", hint="give the prompt as text to generate"
             )
-        make_request("", options)
+        make_request(_ANY_MESSAGES, options)
 
     def _submit(self, prompt: Prompt, options: Options) -> Ticket:
         _check_process(self._process)
@@ -373,7 +377,7 @@ def _saved_options(path: Path, options: dict[str, Any]) -> Options:
         if unknown := sorted(set(options) - set(Options.__annotations__) | set(options) & {"owner"}):
             raise ValueError(f"unknown option {unknown[0]!r}")
         found: Options = msgspec.convert(options, Options, str_keys=True)
-        make_request("", found)
+        make_request(_ANY_MESSAGES, found)
     except (ValueError, TypeError, RecursionError, SpecError) as err:
         raise BadInputError(f"{path}: {str(err)[:200]}") from err
     return found
