@@ -29,7 +29,7 @@ from edgellm.runtime.cache_identity import LoadedFiles
 from edgellm.runtime.model import Model
 from edgellm.runtime.session import Session
 from edgellm.runtime.session_file import SessionMessage
-from tests.runtime.engines import batcher_of, make
+from tests.runtime.engines import backend_of, batcher_of, make
 from tests.support.damage import damaged, mutated
 
 SYSTEM = "You are a very terse assistant who says little."
@@ -312,6 +312,20 @@ def test_only_its_own_part_of_the_cache_is_saved(files: LoadedFiles, tmp_path: P
         done = session.save(tmp_path / "chat.json")
         assert done.cache is not None
         assert done.cache.owners == ["a"]
+
+
+def test_the_cache_is_that_of_the_adapters_of_the_last_turn(files: LoadedFiles, tmp_path: Path) -> None:
+    def load(model: Model) -> Model:
+        backend_of(model).load_adapter("one", Path("one.gguf"))
+        return model
+
+    with load(real(files, parallel=2)) as model:
+        session = model.session(system=SYSTEM, max_tokens=3)
+        session.chat("one", adapters={"one": 0.5})
+        assert session.save(tmp_path / "chat.json").cache is not None
+    with load(real(files, parallel=2)) as model:
+        assert model.resume(tmp_path / "chat.json").chat("two", adapters={"one": 0.5}).usage.cached_tokens > 0
+        assert model.resume(tmp_path / "chat.json").chat("two").usage.cached_tokens == 0
 
 
 def test_without_its_cache_it_works_and_says_so(files: LoadedFiles, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ class Session:
         self._model, self._engine, self._make_request = model, engine, make_request
         self._messages = [session_file.as_message(message) for message in messages]
         self._options: Options = options
+        self._last: Options = options  # of the last turn: what its part of the cache was computed with
         self._cut = list(cut_messages)
         self.restored = restored
         self._lock = threading.RLock()
@@ -211,7 +212,7 @@ class Session:
             return _without(done, "nothing has been answered yet")
         if not cache:
             return _without(done, "it was saved without its cache")
-        request = self._make_request(messages, self._options)
+        request = self._make_request(messages, self._last)
         return _with_cache(done, lambda: self._engine.save_cache(str(beside), request))
 
     async def asave(self, path: str | Path, *, cache: bool = True) -> SessionSummary:
@@ -221,7 +222,8 @@ class Session:
         return await asyncio.to_thread(self.save, path, cache=cache)
 
     def _with(self, options: Options) -> Options:
-        return {**self._options, **options}
+        self._last = {**self._options, **options}
+        return self._last
 
     def _check_idle(self) -> None:
         turn = self._turn() if self._turn is not None else None
