@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "toolkit" / "edgellm"
+IMPORT_ALONE = Path(__file__).resolve().parent / "support" / "import_alone.py"
 
 # Rooms from leaf to top. A room imports from rows above its own; inside a row that is marked so, from rooms to its left.
 ROWS: tuple[tuple[bool, tuple[str, ...]], ...] = (
@@ -178,22 +180,38 @@ def test_dangerous_calls_are_never_made() -> None:
     assert found == []
 
 
+def imports_alone(modules: Sequence[str], *paths: Path) -> list[str]:
+    """What cannot be imported where nothing of the package was imported before, and how many were tried."""
+    done = subprocess.run(
+        [sys.executable, "-P", IMPORT_ALONE, *modules], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, paths), *sys.path])},
+    )  # fmt: skip
+    return done.stdout.splitlines() + [f"stderr: {line}" for line in done.stderr.splitlines()[-1:]]
+
+
 def test_every_module_imports_alone() -> None:
-    """In a fresh interpreter each, so that none leans on what another imported before."""
-
-    def run(module: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False
-        )
-        return "" if done.returncode == 0 else f"{module}: {done.stderr.strip().splitlines()[-1]}"
-
+    """So that none leans on what another imported before."""
     modules = [
         module_name(path)
         for path in sources()
         if path.stem != "__main__" and (path.parent.name != "outside" or path.stem == "__init__")
     ]
-    with ThreadPoolExecutor(2) as pool:
-        assert [said for said in pool.map(run, modules) if said] == []
+    assert imports_alone(modules) == [f"{len(modules)} tried"]
+
+
+def test_a_module_that_leans_on_another_is_found(tmp_path: Path) -> None:
+    package = tmp_path / "leaning"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("import numpy\nimport leaning.b\nx = leaning.b.y")
+    (package / "b.py").write_text("import msgspec\ny = 1")
+    (package / "c.py").write_text("import leaning\nx = leaning.b.y")
+    (package / "d.py").write_text("import sys\nassert 'numpy' not in sys.modules\nx = msgspec")
+    (package / "e.py").write_text("import os\nos.abort()")
+    found = imports_alone([f"leaning.{name}" for name in "abcde"], tmp_path)
+    assert sorted(line[:26] for line in found) == [
+        "5 tried", "leaning.c: AttributeError:", "leaning.d: NameError: name", "leaning.e: died of signal "
+    ]  # fmt: skip
 
 
 def test_files_are_of_readable_size() -> None:

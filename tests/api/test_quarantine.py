@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from edgellm import api, artifact
 from edgellm.api import quarantine
 from edgellm.errors import BackendError, NativeCrash
+from edgellm.runtime import isolate
+from tests.support import tiny_lora
 
 
 def crash(signal_name: str | None = "SIGSEGV") -> NativeCrash:
@@ -53,3 +58,43 @@ def test_damaged_records_and_files_that_are_gone_are_no_errors(tmp_path: Path) -
     quarantine.check(tmp_path / "gone")
     quarantine.note(path, crash())
     assert quarantine.records()[0].n_crashes == 1
+
+
+def test_a_file_is_hashed_once_while_it_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    plain = artifact.sha256_file
+    monkeypatch.setattr(artifact, "sha256_file", lambda path: (hashed.append(path), plain(path))[1])
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"some bytes")
+    for _ in range(3):
+        quarantine.note(path, crash())
+    with pytest.raises(BackendError):
+        quarantine.check(path)
+    assert len(hashed) == 1
+    path.write_bytes(b"other byte")
+    os.utime(path, ns=(1, 1))
+    quarantine.check(path)
+    assert len(hashed) == 2
+
+
+def test_three_crashes_of_a_loaded_model_quarantine_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
+    base, _ = tiny_lora.write(tmp_path)
+    with api.load(base, isolate=True, context=64, threads=1) as model:
+        expected = model.generate("ab", max_tokens=3, temperature=0).token_ids
+        for _ in range(3):
+            stream = model.stream("ab", overflow="shift", temperature=0)
+            os.kill(model._engine.pid, signal.SIGSEGV)  # type: ignore[attr-defined]
+            with pytest.raises(NativeCrash, match="SIGSEGV"):
+                list(stream)
+        for load in (
+            lambda: model.generate("ab"),
+            lambda: api.load(base),
+            lambda: api.load(base, isolate=True),
+        ):
+            with pytest.raises(BackendError, match="quarantined"):
+                load()
+        assert len(quarantine.release(quarantine.records()[0].sha256[:12])) == 1
+        assert model.generate("ab", max_tokens=3, temperature=0).token_ids == expected

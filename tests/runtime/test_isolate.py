@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -10,7 +13,14 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from edgellm.errors import BackendError, ContextOverflowError, NativeCrash, NetworkAttemptError, SpecError
+from edgellm.errors import (
+    BackendError,
+    ContextOverflowError,
+    NativeCrash,
+    NetworkAttemptError,
+    ResourceError,
+    SpecError,
+)
 from edgellm.runtime import isolate
 from edgellm.runtime.isolate import IsolatedEngine
 from edgellm.runtime.model import Model
@@ -96,8 +106,8 @@ def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with start(hang_s=2.0, on_crash=seen.append) as model:
         with pytest.raises(NativeCrash, match="no sign of life"):
             model.generate("hang")
-        assert [crash.signal_name for crash in seen] == ["hang"]
         assert model.generate("ab", max_tokens=1).token_ids
+        assert [crash.signal_name for crash in seen] == ["hang"]
 
 
 def test_crashes_in_a_row_are_counted_and_wait_longer_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,15 +133,18 @@ def test_a_child_that_dies_while_loading_is_a_crash_at_once() -> None:
         start(b"die")
 
 
-def test_what_is_not_read_stops_the_child_from_running_ahead(model: Model) -> None:
-    with start(b"x" * 9000) as model:
+def test_what_is_not_read_stops_the_child_and_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "_ACKNOWLEDGE_EVERY", 8)
+    with start(b"stall", hang_s=2.5) as model:
         stream = model.stream("ab", temperature=0, speculate=False)
-        while model.counts().n_steps < 4090:
+        first = engine_of(model).pid
+        while model.counts().n_steps < 60:
             time.sleep(0.01)
-        time.sleep(0.3)
-        n_steps = model.counts().n_steps
-        assert n_steps < 4300
-        assert sum(len(piece.text) for piece in stream) == 9000
+        time.sleep(3.5)
+        assert model.counts().n_steps < 80
+        assert model.generate("cd", temperature=0, speculate=False, max_tokens=40).text == "x" * 40
+        assert sum(len(piece.text) for piece in stream) == 900
+        assert engine_of(model).pid == first
 
 
 def test_closing_ends_the_child_and_its_streams() -> None:
@@ -217,3 +230,155 @@ def test_an_attempt_while_loading_is_the_error_of_loading() -> None:
 
 def test_nothing_is_proven_of_a_child_that_nobody_watches(model: Model) -> None:
     assert model.offline_proof is None
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT", "SIGSTOP"])
+def test_a_signal_from_outside_reaches_every_stream_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
+    with start(hang_s=3.0) as model:
+        streams = [model.stream("endless", overflow="shift", owner=str(i)) for i in range(5)]
+        for stream in streams[:3]:
+            next(stream)
+        first = engine_of(model).pid
+        assert first is not None
+        os.kill(first, signal.Signals[name])
+        seen = []
+        for stream in streams:
+            with pytest.raises(NativeCrash) as caught:
+                list(stream)
+            assert caught.value.signal_name == ("hang" if name == "SIGSTOP" else name)
+            seen.append(caught.value)
+        assert len({id(err) for err in seen}) == len(seen)
+        assert len(model.generate("ab", max_tokens=3).token_ids) == 3
+        assert engine_of(model).pid != first
+
+
+def test_the_memory_limit_is_a_resource_error_to_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
+    with start(memory_limit_bytes=4 << 30) as model:
+        other = model.stream("endless", overflow="shift")
+        next(other)
+        for use in (lambda: model.generate("gobble"), other.__iter__):
+            with pytest.raises(ResourceError, match="below its limit of 4"):
+                list(use())
+        assert model.generate("ab", max_tokens=1).token_ids
+
+
+def test_streams_that_were_left_are_forgotten_here_too(model: Model) -> None:
+    for _ in range(20):
+        stream = model.stream("endless", overflow="shift")
+        next(stream)
+        stream.close()
+    model.generate("ab", max_tokens=2)
+    assert engine_of(model)._tickets == {}
+    assert engine_of(model)._answers == {}
+
+
+def test_it_outlives_the_thread_that_loaded_it() -> None:
+    made: list[Model] = []
+    loader = threading.Thread(target=lambda: made.append(start()))
+    loader.start()
+    loader.join()
+    with made[0] as model:
+        first = engine_of(model).pid
+        assert model.generate("ab", max_tokens=2).token_ids
+        assert engine_of(model).pid == first
+
+
+def test_a_prompt_that_takes_for_ever_keeps_nobody_waiting_and_is_ended() -> None:
+    with start(hang_s=4.0) as model:
+        ended: list[BaseException] = []
+
+        def ponder() -> None:
+            try:
+                model.count_tokens("ponder")
+            except NativeCrash as err:
+                ended.append(err)
+
+        ponders = threading.Thread(target=ponder)
+        ponders.start()
+        stream = model.stream("endless", overflow="shift")
+        next(stream)
+        stream.close()
+        assert model.generate("ab", max_tokens=2).token_ids
+        ponders.join(60)
+        assert [getattr(err, "signal_name", "") for err in ended] == ["hang"]
+
+
+def test_counting_a_crash_keeps_nobody_waiting_but_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
+    counted = threading.Event()
+    seen: list[bool] = []
+
+    with start(
+        on_crash=lambda _: counted.wait(60), before_start=lambda: seen.append(counted.is_set())
+    ) as model:
+        stream = model.stream("endless", overflow="shift")
+        next(stream)
+        with pytest.raises(NativeCrash):
+            model.generate("crash")
+        with pytest.raises(NativeCrash):
+            list(stream)
+        assert not counted.is_set()
+        threading.Timer(0.3, counted.set).start()
+        assert model.generate("ab", max_tokens=1).token_ids
+    assert seen == [False, True]
+
+
+def test_closing_waits_until_a_crash_is_counted() -> None:
+    counted: list[str] = []
+
+    def count(crash: NativeCrash) -> None:
+        time.sleep(0.3)
+        counted.append(str(crash.signal_name))
+
+    with start(on_crash=count) as model, pytest.raises(NativeCrash):
+        model.generate("crash")
+    assert counted == ["SIGSEGV"]
+
+
+def test_a_child_that_goes_as_soon_as_it_is_ready_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
+    with start(b"brief") as model:
+        for _ in range(3):
+            with pytest.raises(BackendError):
+                model.generate("ab")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_closing_in_a_forked_process_leaves_the_engine_to_the_one_that_loaded_it(model: Model) -> None:
+    first = engine_of(model).pid
+    forked = os.fork()
+    if not forked:
+        try:
+            model.close()
+        finally:
+            os._exit(0)
+    os.waitpid(forked, 0)
+    assert model.generate("ab", max_tokens=2).token_ids
+    assert engine_of(model).pid == first
+
+
+CLIENT = """
+import sys, time
+from tests.runtime.test_isolate import start, engine_of
+model = start()
+streams = [model.stream("endless", overflow="shift") for _ in range(5)]
+for stream in streams[:3]:
+    next(stream)
+print(engine_of(model).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_child_ends_with_a_program_that_is_killed() -> None:
+    client = subprocess.Popen([sys.executable, "-c", CLIENT], stdout=subprocess.PIPE, text=True)
+    assert client.stdout is not None
+    child = psutil.Process(int(client.stdout.readline()))
+    client.kill()
+    client.wait()
+    client.stdout.close()
+    gone, _ = psutil.wait_procs([child], timeout=60)
+    assert gone == [child]

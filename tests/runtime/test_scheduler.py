@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import re
@@ -13,9 +14,9 @@ from collections.abc import Callable
 import pytest
 
 from edgellm.errors import DeadlineError, QueueFullError, SpecError
+from edgellm.runtime import ticket
 from edgellm.runtime.model import Model
 from edgellm.runtime.scheduler import CHUNK_TOKENS
-from edgellm.runtime.ticket import MAX_UNREAD
 from tests.runtime.engines import batcher_of, make
 
 
@@ -70,6 +71,61 @@ def test_a_long_prompt_is_fed_in_chunks_between_the_tokens_of_others() -> None:
         between = [feed.sequence for feed in feeds if len(feed.tokens) > 1 or feed.sequence == 0]
         assert between.count(0) >= len(chunks) - 1
         talking.close()
+
+
+def test_others_get_their_tokens_while_a_long_prompt_is_computed() -> None:
+    with make(b"x" * 4000, parallel=4, context=8192) as model:
+        slow_down(model)
+        talking = [model.stream(f"hello {i}", temperature=0, speculate=False) for i in range(2)]
+        for stream in talking:
+            next(stream)
+        n_before = len(batcher_of(model).feeds)
+        long = model.stream("y" * 2999, temperature=0, max_tokens=1, cache_prompt=False)
+        next(long)
+        feeds = batcher_of(model).feeds[n_before:]
+        chunks = [i for i, feed in enumerate(feeds) if ord("y") in feed.tokens]
+        assert sum(len(feeds[i].tokens) for i in chunks) == 3000
+        assert len(chunks) >= 3000 // CHUNK_TOKENS
+        others = {feed.sequence for feed in feeds} - {feeds[chunks[0]].sequence}
+        for a, b in itertools.pairwise(chunks):
+            assert {feed.sequence for feed in feeds[a:b]} >= others
+        assert len(others) == 2
+        for stream in talking:
+            stream.close()
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_that_came_before() -> None:
+    with make(b"x" * 9, parallel=3, context=8192) as model:
+        gate = threading.Event()
+        batcher_of(model).before_step = lambda: gate.wait(60) and None
+        long = [model.stream("y" * 4000, temperature=0, max_tokens=1, cache_prompt=False) for _ in range(2)]
+        wait_until(lambda: model.counts().n_active >= 1)
+        short = model.stream("z" * 40, temperature=0, max_tokens=1, cache_prompt=False)
+        gate.set()
+        list(short)
+        for stream in long:
+            list(stream)
+        feeds = batcher_of(model).feeds
+        last = max(i for i, feed in enumerate(feeds) if ord("z") in feed.tokens)
+        fed = sum(len(feed.tokens) for feed in feeds[:last] if ord("y") in feed.tokens)
+        assert fed <= 2 * CHUNK_TOKENS
+
+
+def test_the_prompt_that_came_first_gets_half_of_each_step() -> None:
+    with make(b"x", parallel=8, context=8192) as model:
+        gate = threading.Event()
+        batcher_of(model).before_step = lambda: gate.wait(60) and None
+        first = model.stream("y" * 4000, temperature=0, max_tokens=1, cache_prompt=False)
+        wait_until(lambda: model.counts().n_active == 1)
+        crowd = [model.stream("z" * 600, temperature=0, max_tokens=1, cache_prompt=False) for _ in range(40)]
+        gate.set()
+        list(first)
+        for stream in crowd:
+            list(stream)
+        feeds = batcher_of(model).feeds
+        last = max(i for i, feed in enumerate(feeds) if ord("y") in feed.tokens)
+        fed_to_others = sum(len(feed.tokens) for feed in feeds[:last] if ord("z") in feed.tokens)
+        assert fed_to_others <= 4001
 
 
 def test_a_cancelled_one_ends_with_the_step_and_its_place_is_taken() -> None:
@@ -156,13 +212,56 @@ def test_owners_take_turns() -> None:
         assert fed in (["a1", "a2", "b1", "a3", "b2", "a4"], ["a1", "b1", "a2", "b2", "a3", "a4"])
 
 
-def test_a_consumer_that_does_not_read_is_waited_for() -> None:
-    with make(b"x" * 8000, context=9000) as model:
+def test_one_request_passes_fifty_of_another_owner() -> None:
+    with make(b"x", parallel=2) as model:
+        gate = threading.Event()
+        batcher_of(model).before_step = lambda: gate.wait(60) and None
+        begun = [model.stream(f"a{i:02}", owner="a", temperature=0, cache_prompt=False) for i in range(2)]
+        wait_until(lambda: model.counts().n_active == 2)
+        many = [model.stream(f"a{i:02}", owner="a", temperature=0, cache_prompt=False) for i in range(2, 52)]
+        one = model.stream("b00", owner="b", temperature=0, cache_prompt=False)
+        gate.set()
+        for stream in (*begun, one, *many):
+            list(stream)
+        names = ["".join(map(chr, f.tokens[1:])) for f in batcher_of(model).feeds if len(f.tokens) == 4]
+        assert names.index("b00") <= 3
+        assert [name for name in names if name != "b00"] == [f"a{i:02}" for i in range(52)]
+
+
+def test_a_deadline_ends_a_long_prompt_in_the_middle() -> None:
+    with make(None, context=8192) as model:
+        slow_down(model, 0.05)
+        with pytest.raises(DeadlineError):
+            model.generate("y" * 8000, deadline_s=0.2)
+        assert 0 < sum(len(feed.tokens) for feed in batcher_of(model).feeds) < 8000
+        wait_until(lambda: model.counts().busy_sequences == 0)
+        assert model.generate("ab", max_tokens=1).token_ids
+
+
+@pytest.fixture
+def max_unread(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A consumer is waited for early."""
+    monkeypatch.setattr(ticket, "MAX_UNREAD", 100)
+    return 100
+
+
+def test_a_consumer_that_does_not_read_stalls_only_itself(max_unread: int) -> None:
+    with make(b"x" * 800, context=900, parallel=2) as model:
+        stalled = model.stream("ab", temperature=0, speculate=False)
+        wait_until(lambda: model.counts().n_steps > max_unread)
+        for i in range(20):
+            assert model.generate(f"p{i}", temperature=0, max_tokens=30).text == "x" * 30
+        assert model.counts().n_active == 1
+        assert sum(len(piece.text) for piece in stalled) == 800
+
+
+def test_a_consumer_that_does_not_read_is_waited_for(max_unread: int) -> None:
+    with make(b"x" * 800, context=900) as model:
         stream = model.stream("ab", temperature=0, speculate=False)
-        wait_until(lambda: model.counts().n_steps > MAX_UNREAD)
+        wait_until(lambda: model.counts().n_steps > max_unread)
         time.sleep(0.2)
-        assert model.counts().n_steps <= MAX_UNREAD + 2
-        assert sum(len(piece.text) for piece in stream) == 8000
+        assert model.counts().n_steps <= max_unread + 2
+        assert sum(len(piece.text) for piece in stream) == 800
 
 
 def test_a_thousand_that_leave_in_every_way_leave_nothing_behind() -> None:

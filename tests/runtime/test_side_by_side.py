@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from edgellm import api
-from edgellm.convert import lora
 from edgellm.errors import BadInputError, MissingInputError
 from edgellm.runtime.model import Model
-from tests.support import tiny_llama
+from tests.support import tiny_lora
 
 STORIES = [
     "Once upon a time there was a",
@@ -26,26 +22,7 @@ STORIES = [
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
     """A tiny random base as GGUF, and two random adapters of it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    source = tiny_llama.read_source(tiny_llama.write_tiny_llama(folder / "base"))
-    base = tiny_llama.write_f32(source, folder / "base.gguf")
-    adapters = {}
-    for seed, name in enumerate(("red", "blue")):
-        rng = np.random.default_rng(seed)
-        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
-        directory = folder / name
-        directory.mkdir()
-        (directory / "adapter_config.json").write_text(json.dumps(config))
-        tensors = {}
-        for layer in range(2):
-            for module, n_out in (("q_proj", 64), ("v_proj", 32)):
-                place = f"base_model.model.model.layers.{layer}.self_attn.{module}"
-                tensors[f"{place}.lora_A.weight"] = rng.standard_normal((4, 64), dtype=np.float32)
-                tensors[f"{place}.lora_B.weight"] = rng.standard_normal((n_out, 4), dtype=np.float32)
-        save_file(tensors, directory / "adapter_model.safetensors")
-        adapters[name] = folder / f"{name}.gguf"
-        lora.write_adapter(adapters[name], source, lora.read_adapter(directory), type_name="F32")
-    return base, adapters
+    return tiny_lora.write(tmp_path_factory.mktemp("tiny"))
 
 
 def load_tiny(tiny: tuple[Path, dict[str, Path]], parallel: int) -> Model:

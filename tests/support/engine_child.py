@@ -12,13 +12,13 @@ from pathlib import Path
 
 from edgellm.process.channel import read_message
 from edgellm.protocols import Feed, Sampled
+from edgellm.runtime import engine_process
 from edgellm.runtime.cache_identity import LoadedFiles
 from edgellm.runtime.engine import LocalEngine
-from edgellm.runtime.engine_process import serve
 from tests.support.fake_backend import FakeBackend, FakeBatcher
 
 CALL = "call"
-SCRIPTS = {b"crash": "SIGSEGV", b"abort": "SIGABRT", b"hang": "", b"phone": CALL}
+SCRIPTS = {b"crash": "SIGSEGV", b"abort": "SIGABRT", b"hang": "", b"phone": CALL, b"gobble": ""}
 
 
 def call_home() -> None:
@@ -28,8 +28,21 @@ def call_home() -> None:
     libc.connect(libc.socket(2, 1, 0), address, len(address))
 
 
+def gobble() -> None:
+    """Takes memory as C++ does until there is none."""
+    new = ctypes.CDLL("libstdc++.so.6")._Znwm
+    new.argtypes, new.restype = [ctypes.c_size_t], ctypes.c_void_p
+    while True:
+        new(1 << 28)
+
+
 class Misbehaving(FakeBackend):
-    """Dies or hangs where the text says so."""
+    """Dies or hangs where the text says so: while it is tokenized, or while it is computed."""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        if "ponder" in text:
+            time.sleep(600)
+        return super().tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def open(self, *, n_sequences: int, context: int, observer: object = None) -> FakeBatcher:
         batcher = super().open(n_sequences=n_sequences, context=context)
@@ -38,6 +51,8 @@ class Misbehaving(FakeBackend):
         def step(feeds: Sequence[Feed]) -> list[Sampled]:
             for word, name in SCRIPTS.items():
                 if any(word in bytes(t for t in feed.tokens if t < 256) for feed in feeds):
+                    if word == b"gobble":
+                        gobble()
                     if not name:
                         time.sleep(600)
                     if name == CALL:
@@ -59,13 +74,19 @@ def main() -> None:
     if first == b"call":
         call_home()
         time.sleep(600)
+    if first == b"brief":  # gone as soon as it is ready
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        first = b"any"
+    if first == b"stall":  # waits early for a consumer that does not read
+        engine_process.MAX_UNREAD = 64
+        first = b"x" * 900
     script = first or None
     backend = Misbehaving(None if script == b"any" else script)
     files = LoadedFiles(Path(__file__))
     engine = LocalEngine(
         backend, name="tiny", context=30000, parallel=3, cache_bytes=1 << 20, files=files
     )  # fmt: skip
-    serve(engine, sys.stdin.buffer, answers)
+    engine_process.serve(engine, sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":

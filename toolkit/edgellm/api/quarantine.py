@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 
 from edgellm import artifact, resources, staging
@@ -38,7 +39,7 @@ def note(path: Path, crash: NativeCrash) -> None:
     if crash.signal_name is None or crash.signal_name in _NOT_THE_FILE:
         return
     with contextlib.suppress(OSError, OutputError):
-        sha256 = artifact.sha256_file(path)
+        sha256 = _sha256(path)
         known = _read(directory() / f"{sha256}.json")
         record = Crashes(
             sha256=sha256, n_bytes=path.stat().st_size, n_crashes=(known.n_crashes if known else 0) + 1,
@@ -65,7 +66,7 @@ def check(path: Path) -> None:
     ]
     if not suspects:
         return
-    sha256 = artifact.sha256_file(path)
+    sha256 = _sha256(path)
     for record in suspects:
         if record.sha256 == sha256:
             raise BackendError(
@@ -89,6 +90,17 @@ def release(prefix: str) -> list[Crashes]:
     for record in found:
         (directory() / f"{record.sha256}.json").unlink(missing_ok=True)
     return found
+
+
+def _sha256(path: Path) -> str:
+    """Hashing takes seconds: done once for a file that is as it was."""
+    now = path.stat()
+    return _hashed(path, now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _hashed(path: Path, *_: int) -> str:
+    return artifact.sha256_file(path)
 
 
 def _read(path: Path) -> Crashes | None:

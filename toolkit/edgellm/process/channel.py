@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +17,7 @@ from edgellm.errors import EdgeLLMError, NativeCrash
 
 MAX_MESSAGE_BYTES = 256 * 1024**2
 _LENGTH = struct.Struct("<I")
+Start = Callable[[Sequence[str], Mapping[str, str] | None, int | None], process.Child]
 
 
 class Channel:
@@ -41,24 +44,33 @@ class Channel:
         env: Mapping[str, str] | None = None,
         memory_limit_bytes: int | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
-        start: Callable[[Sequence[str], Mapping[str, str] | None, int | None], process.Child] = process.start,
+        start: Start = process.start,
     ) -> None:
         self._name = " ".join([Path(argv[0]).name, *argv[1:4]])
         self._memory_limit_bytes = memory_limit_bytes
         self._max_message_bytes = max_message_bytes
         self._on_message, self._on_end = on_message, on_end
-        self._child = start(argv, env, memory_limit_bytes)
-        self._group = process.Group(self._child)
         self._stderr = bytearray()
-        self._lock = threading.Lock()
         self._why: EdgeLLMError | None = None
-        self._listener = threading.Thread(target=self._listen, name="edgellm-stderr", daemon=True)
-        self._reader = threading.Thread(target=self._read, name="edgellm-channel", daemon=True)
-        self._listener.start()
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._listening = threading.Event()
+        # On Linux a child dies with the thread that started it, not with the process: so that thread stays with it.
+        started: Future[None] = Future()
+        self._reader = threading.Thread(
+            target=self._run, args=(started, start, argv, env), name="edgellm-channel", daemon=True
+        )
+        self._reader.start()
+        try:
+            started.result()
+        except BaseException:  # Ctrl-C too: nobody will ever listen
+            self._on_message, self._on_end = _ignore, _ignore
+            self._outbox.put(None)
+            self._listening.set()
+            raise
 
     def listen(self) -> None:
         """Begin to call `on_message` and `on_end`."""
-        self._reader.start()
+        self._listening.set()
 
     @property
     def pid(self) -> int:
@@ -66,17 +78,14 @@ class Channel:
         return self._child.pid
 
     def send(self, message: bytes) -> None:
-        """Send one message. A child that is gone is noticed by `on_end`, not here.
+        """Send one message, without waiting until it is read. A child that is gone is noticed by `on_end`, not here.
 
         Raises:
             ValueError: it is longer than the child reads.
         """
         if len(message) > MAX_MESSAGE_BYTES:
             raise ValueError(f"a message of {len(message)} bytes, at most {MAX_MESSAGE_BYTES} are sent")
-        assert self._child.stdin is not None
-        with self._lock, contextlib.suppress(OSError, ValueError):
-            self._child.stdin.write(_LENGTH.pack(len(message)) + message)
-            self._child.stdin.flush()
+        self._outbox.put(message)
 
     def kill(self, why: EdgeLLMError) -> None:
         """End the child now; `on_end` gets this error."""
@@ -85,16 +94,38 @@ class Channel:
 
     def close(self, grace_s: float = 0.0) -> None:
         """End the child; safe to call twice. Its standard input is closed, and after `grace_s` it is killed."""
-        self._hang_up()
-        if self._reader.ident is not None and threading.current_thread() is not self._reader:
+        self._outbox.put(None)
+        self._listening.set()
+        if threading.current_thread() is not self._reader:
             self._reader.join(grace_s)
             self._group.kill()
             self._reader.join()
 
-    def _hang_up(self) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            if self._child.stdin is not None:
-                self._child.stdin.close()
+    def _run(
+        self, started: Future[None], start: Start, argv: Sequence[str], env: Mapping[str, str] | None
+    ) -> None:
+        """From the child's start to its end."""
+        try:
+            self._child = start(argv, env, self._memory_limit_bytes)
+        except BaseException as err:
+            started.set_exception(err)
+            return
+        self._group = process.Group(self._child)
+        helpers = [
+            threading.Thread(target=self._listen, name="edgellm-stderr", daemon=True),
+            threading.Thread(target=self._write, name="edgellm-outbox", daemon=True),
+        ]
+        for helper in helpers:
+            helper.start()
+        started.set_result(None)
+        self._listening.wait()
+        self._read()
+        self._group.kill()
+        self._group.reap()
+        self._outbox.put(None)
+        for helper in helpers:
+            helper.join(5.0)
+        self._on_end(self._why or self._failure())
 
     def _read(self) -> None:
         assert self._child.stdout is not None
@@ -102,13 +133,19 @@ class Channel:
             with self._child.stdout as pipe:
                 while (message := read_message(pipe, self._max_message_bytes)) is not None:
                     self._on_message(message)
-        except Exception as err:  # whatever it was: nobody may wait for a child that is not listened to
+        except Exception as err:  # whatever a message does, those who wait for others are told
             self._why = self._why or NativeCrash(f"{self._name}: sent nonsense: {err}")
-        self._group.kill()
-        self._group.reap()
-        self._listener.join(5.0)
-        self._hang_up()
-        self._on_end(self._why or self._failure())
+
+    def _write(self) -> None:
+        """Write what is sent, so that nobody else waits for a child that does not read."""
+        pipe = self._child.stdin
+        assert pipe is not None
+        with contextlib.suppress(OSError, ValueError):
+            while (message := self._outbox.get()) is not None:
+                pipe.write(_LENGTH.pack(len(message)) + message)
+                pipe.flush()
+        with contextlib.suppress(OSError, ValueError):
+            pipe.close()
 
     def _failure(self) -> EdgeLLMError:
         stderr = bytes(self._stderr).decode("utf-8", "replace")
@@ -123,6 +160,10 @@ class Channel:
         with contextlib.suppress(OSError):
             if self._child.stderr is not None:
                 self._child.stderr.close()
+
+
+def _ignore(_: object) -> None:
+    pass
 
 
 def read_message(pipe: IO[bytes], max_bytes: int = MAX_MESSAGE_BYTES) -> bytes | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -100,9 +103,13 @@ class LocalEngine:
         self.context = context
         self.chat_template = backend.chat_template
         self._closed = False
+        # The garbage collector may close this in any thread, in the middle of a call: the last to leave frees the model.
+        self._lock = threading.RLock()
+        self._n_inside = 1  # the scheduler's thread
         self.scheduler = Scheduler(
-            backend, n_sequences=parallel, context=context, max_queue=max_queue, cache_bytes=cache_bytes
-        )
+            backend, n_sequences=parallel, context=context, max_queue=max_queue, cache_bytes=cache_bytes,
+            on_end=self._ended,
+        )  # fmt: skip
         self._store = CacheStore(self.scheduler, backend, files)
 
     @property
@@ -121,7 +128,12 @@ class LocalEngine:
             QueueFullError: too many wait already.  RuntimeError: closed.
         """
         started_s = time.perf_counter()
-        self._check_open()
+        ticket = ticket or Ticket(on_cancel=self.scheduler.wake, on_taken=self.scheduler.wake)
+        with self._inside():
+            self.scheduler.submit(self._prepared(request, ticket, started_s))
+        return ticket
+
+    def _prepared(self, request: Request, ticket: Ticket, started_s: float) -> Generation:
         self._backend.check_adapters(tuple(request.adapters.items()))
         beyond = next((t for t in request.sampling.logit_bias if t >= self._backend.vocab_size), None)
         if beyond is not None:
@@ -136,29 +148,20 @@ class LocalEngine:
         constraint = (
             self._constraints.prepare(request.constraint, deferred=True) if request.constraint else None
         )
-        ticket = ticket or Ticket(on_cancel=self.scheduler.wake, on_taken=self.scheduler.wake)
-        self.scheduler.submit(
-            Generation(
-                request,
-                ids,
-                backend=self._backend,
-                ticket=ticket,
-                started_s=started_s,
-                n_dropped=n_dropped,
-                constraint=constraint,
-            )
-        )
-        return ticket
+        return Generation(
+            request, ids, backend=self._backend, ticket=ticket, started_s=started_s, n_dropped=n_dropped,
+            constraint=constraint,
+        )  # fmt: skip
 
     def tokenize(self, text: str, parse_special: bool) -> list[int]:
         """Token ids of a text."""
-        self._check_open()
-        return self._tokenizer.encode(text, add_special=False, parse_special=parse_special)
+        with self._inside():
+            return self._tokenizer.encode(text, add_special=False, parse_special=parse_special)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt."""
-        self._check_open()
-        return self._prompts.encode(prompt)
+        with self._inside():
+            return self._prompts.encode(prompt)
 
     def counts(self) -> Counts:
         """What is going on."""
@@ -166,16 +169,16 @@ class LocalEngine:
 
     def save_cache(self, path: str, request: Request | None) -> CacheSummary:
         """Save the prefix cache; of a request, only the state that has most of its prompt, or no file at all."""
-        self._check_open()
-        if request is None:
-            return self._store.save(Path(path))
-        key = Key(request.owner, tuple(sorted(request.adapters.items())))
-        return self._store.save_nearest(Path(path), key, self._prompts.encode(request.prompt))
+        with self._inside():
+            if request is None:
+                return self._store.save(Path(path))
+            key = Key(request.owner, tuple(sorted(request.adapters.items())))
+            return self._store.save_nearest(Path(path), key, self._prompts.encode(request.prompt))
 
     def load_cache(self, path: str) -> CacheSummary:
         """Restore what `save_cache` saved."""
-        self._check_open()
-        return self._store.load(Path(path))
+        with self._inside():
+            return self._store.load(Path(path))
 
     def offline_proof(self) -> OfflineProof | None:
         """None: a process cannot watch itself."""
@@ -185,8 +188,26 @@ class LocalEngine:
         """End what runs and release the memory; safe to call twice."""
         self._closed = True
         self.scheduler.close()
-        self._backend.close()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this model is closed")
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        """The model stays in memory until this block is left."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this model is closed")
+            self._n_inside += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            is_last = self._n_inside == 0
+        if is_last:
+            self._backend.close()
+
+    def _ended(self) -> None:
+        self._closed = True
+        self._leave()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 from edgellm.process.channel import read_message, write_message
@@ -14,6 +15,8 @@ from edgellm.runtime.ticket import MAX_UNREAD, Ticket
 
 ALIVE_EVERY_S = 1.0
 METHODS = ("tokenize", "encode", "counts", "load_cache")
+# A prompt or a constraint that takes long to prepare keeps no other request waiting, and no cancelling.
+N_PREPARING = 4
 
 
 class _Sending(Ticket):
@@ -22,10 +25,10 @@ class _Sending(Ticket):
     def __init__(self, service: _Service, number: int) -> None:
         super().__init__(on_cancel=service.engine.scheduler.wake, on_taken=service.engine.scheduler.wake)
         self._service, self._number = service, number
-        self._n_unread = 0
+        self._n_put = self._n_taken = 0  # each is changed by one thread only
 
     def put(self, piece: Piece | BaseException) -> None:
-        self._n_unread += 1
+        self._n_put += 1
         if isinstance(piece, BaseException):
             self._service.forget(self._number)
             self._service.send(wire.failed(self._number, piece))
@@ -36,13 +39,13 @@ class _Sending(Ticket):
 
     def taken(self, n_pieces: int) -> None:
         """The consumer has read so many."""
-        self._n_unread -= n_pieces
-        if self._stalled:
-            self._on_taken()
+        self._n_taken += n_pieces
+        self._on_taken()
 
     @property
     def is_stalled(self) -> bool:
-        self._stalled = self._n_unread > (MAX_UNREAD // 2 if self._stalled else MAX_UNREAD)
+        n_unread = self._n_put - self._n_taken
+        self._stalled = n_unread > (MAX_UNREAD // 2 if self._stalled else MAX_UNREAD)
         return self._stalled
 
 
@@ -53,12 +56,18 @@ class _Service:
         self._tickets: dict[int, _Sending] = {}
         self._lock = threading.Lock()
         self._one_at_a_time = threading.Lock()
-        self._n_steps = -1
+        self._preparing = ThreadPoolExecutor(N_PREPARING, thread_name_prefix="edgellm-prepare")
+        self._n_begun = self._n_prepared = 0
+        self._seen = (-1, -1)
 
     def send(self, message: wire.FromEngine) -> None:
         data = wire.encode_answer(message)
         with self._lock:
             write_message(self._descriptor, data)
+
+    def close(self) -> None:
+        """Wait for nothing that is still prepared."""
+        self._preparing.shutdown(wait=False, cancel_futures=True)
 
     def forget(self, number: int) -> None:
         self._tickets.pop(number, None)
@@ -80,7 +89,16 @@ class _Service:
                 target=self._reply_slowly, args=(message,), name="edgellm-slow", daemon=True
             ).start()
         else:
+            if isinstance(message, wire.Submit):  # known before it is prepared, so that it can be cancelled
+                self._tickets[message.number] = _Sending(self, message.number)
+            self._n_begun += 1
+            self._preparing.submit(self._prepare, message)
+
+    def _prepare(self, message: wire.Submit | wire.Ask) -> None:
+        with contextlib.suppress(OSError):  # the parent is gone
             self._reply(message)
+        with self._lock:
+            self._n_prepared += 1
 
     def _reply(self, message: wire.Submit | wire.Ask | wire.SaveCache) -> None:
         answer: wire.Answered | wire.Failed
@@ -102,15 +120,19 @@ class _Service:
             if message.method not in METHODS:
                 raise ValueError(f"no method {message.method!r}")
             return getattr(self.engine, message.method)(*message.arguments)
-        ticket = self._tickets[message.number] = _Sending(self, message.number)
-        self.engine.submit(message.request, ticket)
+        ticket = self._tickets.get(message.number)
+        if ticket is not None:
+            self.engine.submit(message.request, ticket)
         return None
 
     def say_alive(self) -> None:
-        """Where work goes on, or there is none."""
-        counts = self.engine.counts()
-        if counts.n_steps != self._n_steps or not counts.n_active:
-            self._n_steps = counts.n_steps
+        """Where work goes on, or there is none; waiting for a consumer that does not read is no work."""
+        scheduler = self.engine.scheduler
+        seen = (scheduler.counts().n_steps, self._n_prepared)
+        steps = scheduler.is_waiting or seen[0] != self._seen[0]
+        prepares = self._n_begun == seen[1] or seen[1] != self._seen[1]
+        self._seen = seen
+        if steps and prepares:
             self.send(wire.Alive())
 
 
@@ -138,3 +160,4 @@ def serve(engine: LocalEngine, requests: IO[bytes], answers: int) -> None:
     finally:
         over.set()
         engine.close()
+        service.close()

@@ -27,7 +27,7 @@ from edgellm.runtime.engine import HANG_S
 from edgellm.runtime.prompts import Prompt
 from edgellm.runtime.request import Piece, Request
 from edgellm.runtime.scheduler import Counts
-from edgellm.runtime.ticket import MAX_UNREAD, Ticket
+from edgellm.runtime.ticket import MAX_UNREAD, Ticket, own_error
 
 LOAD_TIMEOUT_S = 600.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
@@ -41,11 +41,9 @@ _GRACE_S = 5.0
 class _Remote(Ticket):
     """A ticket whose engine is in the other process; it tells what was read, so that the engine can wait."""
 
-    def __init__(self, channel: Channel, number: int) -> None:
-        super().__init__(
-            on_cancel=lambda: channel.send(wire.encode(wire.Cancel(number=number))), on_taken=lambda: None
-        )
-        self._channel, self._number = channel, number
+    def __init__(self, channel: Channel, number: int, forget: Callable[[int], None]) -> None:
+        super().__init__(on_cancel=self._tell, on_taken=lambda: None)
+        self._channel, self._number, self._forget = channel, number, forget
         self._n_taken = 0
         self._unread_bytes = 0
         self._counting = threading.Lock()
@@ -60,6 +58,10 @@ class _Remote(Ticket):
             with self._counting:
                 self._unread_bytes += _about_bytes(piece)
         super().put(piece)
+
+    def _tell(self) -> None:
+        self._forget(self._number)
+        self._channel.send(wire.encode(wire.Cancel(number=self._number)))
 
     def take(self, timeout_s: float | None = None) -> Piece:
         piece = super().take(timeout_s)
@@ -84,7 +86,8 @@ class IsolatedEngine:
     Args:
         argv: the command that serves an engine on its standard streams.
         spec: the first message to it: what to load.
-        on_crash: called with each crash, before anything else happens; for example to count them by file.
+        on_crash: called with each crash, for example to count them by file. Who waited for an answer has its error by
+            then; `close` and the next start wait until this is done.
         before_start: called before each start; what it raises is the caller's.
         hang_s: without a sign of life for so long while work is open, the child is killed.
         memory_limit_bytes: limit of the child's address space.
@@ -114,10 +117,11 @@ class IsolatedEngine:
         self._offline = Watch(self._refuse) if watched_argv else None
         self._refused: NetworkAttemptError | None = None
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
+        # The garbage collector may close this, or a stream of it, in any thread and at any moment.
+        self._lock = threading.RLock()
         self._starting = threading.Lock()
         self._channel: Channel | None = None
-        self._ready: queue.SimpleQueue[wire.Ready | EdgeLLMError] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[wire.Ready | Exception] = queue.SimpleQueue()
         self._is_ready = False
         self._tickets: dict[int, _Remote] = {}
         self._answers: dict[int, Future[Any]] = {}
@@ -125,7 +129,8 @@ class IsolatedEngine:
         self._n_crashes_in_row = 0
         self._not_before_s = 0.0
         self._closed = threading.Event()
-        first = self._start()
+        self._counting: threading.Thread | None = None
+        _, first = self._start()
         self.context, self.chat_template, self._info = first.context, first.chat_template, first.info
         threading.Thread(target=self._watch, name="edgellm-watchdog", daemon=True).start()
 
@@ -144,7 +149,7 @@ class IsolatedEngine:
         """Begin a generation; errors as in `LocalEngine.submit`, and NativeCrash where the child dies meanwhile."""
         channel = self._running()
         number = next(self._numbers)
-        remote = _Remote(channel, number)
+        remote = _Remote(channel, number, self._forget)
         self._call(channel, number, wire.Submit(number=number, request=request), remote)
         return remote
 
@@ -186,6 +191,15 @@ class IsolatedEngine:
             channel, self._channel = self._channel, None
         if channel:
             channel.close(_GRACE_S)
+        self._wait_for_count()
+
+    def _forget(self, number: int) -> None:
+        self._tickets.pop(number, None)
+
+    def _wait_for_count(self) -> None:
+        counting = self._counting
+        if counting and counting is not threading.current_thread():
+            counting.join()
 
     def _understood(self, check: Callable[[object], list[int]], value: object) -> list[int]:
         """An answer that is what it should be; a child that gives another one is ended."""
@@ -208,6 +222,7 @@ class IsolatedEngine:
         done: Future[Any] = Future()
         with self._lock:
             if self._channel is not channel:
+                self._check_open()
                 raise NativeCrash("the engine died just now", hint="try again")
             if not self._answers and not self._tickets:
                 self._heard_s = time.monotonic()
@@ -221,7 +236,12 @@ class IsolatedEngine:
                 self._answers.pop(number, None)
                 self._tickets.pop(number, None)
             raise
-        return done.result()
+        try:
+            return done.result()
+        except BaseException:  # by Ctrl-C too: nobody will take what it gives
+            if ticket:
+                ticket.cancel()
+            raise
 
     def _running(self) -> Channel:
         """The channel to the child, which is started where there is none.
@@ -230,12 +250,12 @@ class IsolatedEngine:
             BackendError: it crashed several times in a row, and its pause is not over.  RuntimeError: closed.
         """
         with self._starting:
-            if self._closed.is_set():
-                raise RuntimeError("this model is closed")
+            self._check_open()
             if self._offline:
                 offline.check(self._offline.proof())
-            if self._channel is not None:
-                return self._channel
+            channel = self._channel
+            if channel is not None:
+                return channel
             left_s = self._not_before_s - time.monotonic()
             if left_s > 4 * FIRST_PAUSE_S:
                 raise BackendError(
@@ -244,13 +264,16 @@ class IsolatedEngine:
                 )
             if left_s > 0:
                 self._closed.wait(left_s)
-            self._start()
-            assert self._channel is not None
-            return self._channel
+            return self._start()[0]
 
-    def _start(self) -> wire.Ready:
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise RuntimeError("this model is closed")
+
+    def _start(self) -> tuple[Channel, wire.Ready]:
+        self._wait_for_count()
         self._before_start()
-        ready: queue.SimpleQueue[wire.Ready | EdgeLLMError] = queue.SimpleQueue()
+        ready: queue.SimpleQueue[wire.Ready | Exception] = queue.SimpleQueue()
         self._ready, self._is_ready = ready, False
         channel = Channel(
             self._argv,
@@ -261,9 +284,13 @@ class IsolatedEngine:
             max_message_bytes=wire.MAX_ANSWER_BYTES,
         )
         with self._lock:
-            self._channel = channel
+            closed = self._closed.is_set()
+            self._channel = None if closed else channel
             self._heard_s = time.monotonic()
             refused = self._refused
+        if closed:
+            channel.close()
+            self._check_open()
         if refused:
             channel.kill(refused)
         channel.listen()
@@ -279,9 +306,10 @@ class IsolatedEngine:
         except BaseException:
             channel.close()
             raise
-        if isinstance(found, EdgeLLMError):
+        if isinstance(found, Exception):
+            self._wait_for_count()
             raise found
-        return found
+        return channel, found
 
     def _start_watched(
         self, _: Sequence[str], env: Mapping[str, str] | None, memory_limit_bytes: int | None
@@ -327,27 +355,30 @@ class IsolatedEngine:
                 ticket.put(wire.error_of(message))
 
     def _ended(
-        self, channel: Channel, ready: queue.SimpleQueue[wire.Ready | EdgeLLMError], err: EdgeLLMError
+        self, channel: Channel, ready: queue.SimpleQueue[wire.Ready | Exception], err: EdgeLLMError
     ) -> None:
-        """The child is gone: everyone who waits is told."""
-        closed = self._closed.is_set()
+        """The child is gone: everyone who waits is told, then the crash is counted."""
         with self._lock:
+            closed = self._closed.is_set()
+            if not closed and isinstance(err, NativeCrash):
+                self._n_crashes_in_row += 1
+                pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._n_crashes_in_row - 1))
+                self._not_before_s = time.monotonic() + pause_s
+                self._counting = threading.Thread(
+                    target=self._on_crash, args=(err,), name="edgellm-crash", daemon=True
+                )
+                self._counting.start()
             if self._channel is channel:
                 self._channel = None
             tickets, answers = list(self._tickets.values()), list(self._answers.values())
             self._tickets.clear()
             self._answers.clear()
-        if not closed and isinstance(err, NativeCrash):
-            self._n_crashes_in_row += 1
-            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._n_crashes_in_row - 1))
-            self._not_before_s = time.monotonic() + pause_s
-            self._on_crash(err)
         said: Exception = RuntimeError("this model is closed") if closed else err
-        ready.put(err)
+        ready.put(said)
         for done in answers:
-            done.set_exception(said)
+            done.set_exception(own_error(said))
         for ticket in tickets:
-            ticket.put(said)
+            ticket.put(own_error(said))
 
     def _watch(self) -> None:
         while not self._closed.wait(min(5.0, self._hang_s / 4)):

@@ -202,7 +202,9 @@ class Model:
         """`stream` for asyncio; cancelling the task, or leaving the loop, stops the generation."""
         import asyncio
 
-        ticket = await asyncio.to_thread(self._submit, prompt, options)
+        # As a stream, which stops where nobody holds it: a cancelled task does not wait for the thread.
+        stream = await asyncio.to_thread(self.stream, prompt, **options)
+        ticket = stream._ticket
         there = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -221,7 +223,7 @@ class Model:
                     continue
                 yield piece
         finally:
-            ticket.cancel()
+            stream.close()
 
     def chat(self, messages: Sequence[dict[str, object]], **options: Unpack[Options]) -> Completion:
         """The answer to messages; the same as `generate`, for readers of code."""

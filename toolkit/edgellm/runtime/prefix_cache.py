@@ -6,6 +6,7 @@ prompt's. What would be overwritten is kept as bytes outside the batcher, up to 
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -124,16 +125,16 @@ class PrefixCache:
         n, source = self._longest(key, wanted) if reuse and self._can_truncate else (0, None)
         n_saved, saved = self.saved.best(key, wanted) if reuse and self._can_truncate else (0, None)
         if saved and n_saved > n:
-            chosen = self._place(key, wanted, idle, None)
+            chosen = self._vacated(key, wanted, idle, None)
             n = self._restore(chosen, saved, n_saved)
         elif source is not None and n:
-            chosen = self._place(key, wanted, idle, source)
+            chosen = self._vacated(key, wanted, idle, source)
             if chosen != source:
                 self._batcher.copy_prefix(source, chosen, n)
             else:
                 self._batcher.truncate(chosen, n)
         else:
-            chosen = self._place(key, wanted, idle, None)
+            chosen = self._vacated(key, wanted, idle, None)
             self._batcher.free(chosen)
             n = 0
         self._keys[chosen] = key
@@ -142,7 +143,6 @@ class PrefixCache:
 
     def _restore(self, sequence: int, saved: Saved, n_tokens: int) -> int:
         """Fill a sequence from a saved state; a state that the engine does not take is dropped, and 0 returned."""
-        self._keys[sequence] = None
         try:
             self._batcher.load(sequence, saved.state, saved.tokens)
         except BackendError:
@@ -191,6 +191,12 @@ class PrefixCache:
         self._keys[sequence] = None
         self._batcher.free(sequence)
 
+    def _vacated(self, key: Key, tokens: Sequence[int], idle: Sequence[int], source: int | None) -> int:
+        """The place to use; nobody's until it holds what it should, whatever goes wrong meanwhile."""
+        chosen = self._place(key, tokens, idle, source)
+        self._keys[chosen] = None
+        return chosen
+
     def _longest(self, key: Key, tokens: Sequence[int]) -> tuple[int, int | None]:
         best, found = 0, None
         for sequence, held in enumerate(self._keys):
@@ -216,7 +222,8 @@ class PrefixCache:
         key = self._keys[sequence]
         if key is not None and n_lost >= LEAST_TOKENS and self.saved.max_bytes:
             tokens = tuple(self._batcher.tokens(sequence))
-            self.saved.put(Saved(key, tokens, self._batcher.save(sequence)))
+            with contextlib.suppress(BackendError, MemoryError):  # what cannot be kept is computed again
+                self.saved.put(Saved(key, tokens, self._batcher.save(sequence)))
 
     def _touch(self, sequence: int) -> None:
         self._clock += 1

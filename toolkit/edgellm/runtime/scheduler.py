@@ -21,6 +21,7 @@ from edgellm.runtime.generation import Generation
 from edgellm.runtime.overflow import dropped_while_generating
 from edgellm.runtime.prefix_cache import Key, PrefixCache
 from edgellm.runtime.speculation import Pace, PromptLookup, StepTimes
+from edgellm.runtime.ticket import own_error
 
 MAX_QUEUE = 64
 # Tokens of prompts in one step, where nothing else is waiting for it, and where something is.
@@ -52,6 +53,7 @@ class Scheduler:
         n_sequences: generations at once; each has `context` tokens of its own.
         max_queue: requests that may wait.
         cache_bytes: budget for prefixes that are kept outside the sequences.
+        on_end: called in the scheduler's thread when it has released the batcher.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Scheduler:
         context: int,
         max_queue: int = MAX_QUEUE,
         cache_bytes: int = 0,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._backend = backend
+        self._on_end = on_end
         self._batcher = backend.open(n_sequences=n_sequences, context=context)
         can = backend.capabilities
         self._can = can
@@ -73,12 +77,14 @@ class Scheduler:
         self.context, self.n_sequences = context, n_sequences
         self._queue: FairQueue[Generation] = FairQueue(max_queue)
         self._active: list[Generation] = []
+        self._admitting: Generation | None = None
         self._idle = list(range(n_sequences))
         self._times = StepTimes()
         self._prefill_s_per_token = 0.0
         self._wake = threading.Condition()
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._closing = False
+        self.is_waiting = False
         self._n_done = self._n_cancelled = self._n_failed = self._n_steps = 0
         self._thread = threading.Thread(target=self._run, name="edgellm-scheduler", daemon=True)
         self._thread.start()
@@ -115,8 +121,9 @@ class Scheduler:
     def counts(self) -> Counts:
         """What is going on."""
         with self._wake:
+            n_queued = len(self._queue) + (self._admitting is not None)
             return Counts(
-                len(self._active), len(self._queue), self._n_done, self._n_cancelled, self._n_failed, self._n_steps,
+                len(self._active), n_queued, self._n_done, self._n_cancelled, self._n_failed, self._n_steps,
                 self._batcher.n_sequences - len(self._idle), self.cache.saved.n_bytes,
             )  # fmt: skip
 
@@ -147,8 +154,11 @@ class Scheduler:
         finally:
             with self._wake:
                 self._closing = True
-            self._end_all(RuntimeError("this model is closed"))
-            self._batcher.close()
+            try:
+                self._end_all(RuntimeError("this model is closed"))
+                self._batcher.close()
+            finally:
+                self._on_end()
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False when it is over."""
@@ -163,7 +173,9 @@ class Scheduler:
                 timeout_s = self._until_deadline()
                 if timeout_s is not None and timeout_s <= 0:
                     break
+                self.is_waiting = True
                 self._wake.wait(timeout_s)
+            self.is_waiting = False
             return not self._closing
 
     def _do_one_job(self) -> None:
@@ -211,46 +223,48 @@ class Scheduler:
             with self._wake:
                 if not self._queue:
                     return
-                generation = self._queue.pop()
-            request = generation.request
-            key = Key(request.owner, generation.adapters)
+                generation = self._admitting = self._queue.pop()
             try:
-                sequence, n_cached = self.cache.take(
-                    key, generation.ids, self._idle, reuse=request.cache_prompt
-                )
-                self._batcher.reset_sampler(sequence)
-            except EdgeLLMError as err:
+                self._begin(generation)
+            except Exception as err:  # of this one only
                 self._n_failed += 1
                 generation.ticket.put(err)
-                continue
-            room = self.context - len(generation.ids)
-            if request.overflow == "shift":
-                room = max(room, request.max_tokens or 1 << 20)
-            generation.admit(sequence, n_cached, min(request.max_tokens or room, room))
-            if request.speculate and self._can.can_truncate and request.top_logprobs is None:
-                generation.drafter, generation.pace = PromptLookup(), Pace(self._times)
+            finally:
+                self._admitting = None
+
+    def _begin(self, generation: Generation) -> None:
+        request = generation.request
+        key = Key(request.owner, generation.adapters)
+        sequence, n_cached = self.cache.take(key, generation.ids, self._idle, reuse=request.cache_prompt)
+        self._batcher.reset_sampler(sequence)
+        room = self.context - len(generation.ids)
+        if request.overflow == "shift" and self.context > 1:
+            room = max(room, request.max_tokens or 1 << 20)
+        generation.admit(sequence, n_cached, min(request.max_tokens or room, room))
+        if request.speculate and self._can.can_truncate and request.top_logprobs is None:
+            generation.drafter, generation.pace = PromptLookup(), Pace(self._times)
+        with self._wake:
             self._idle.remove(sequence)
             self._active.append(generation)
+            self._admitting = None
 
     def _plan(self) -> list[tuple[Generation, Feed]]:
         """What each generation feeds in this step."""
         feeding, prompts = [], []
-        for generation in self._active:
+        for generation in list(self._active):
             if generation.ticket.is_stalled:
                 continue
-            if generation.is_decoding:
-                self._make_room(generation)
-            if generation.n_to_feed > 1 or not generation.is_decoding:
-                prompts.append(generation)
-                continue
-            feeding.append((generation, self._fitted(generation.next_feed(1))))
-        left = self._chunk_tokens(len(prompts) if feeding else None)
-        for generation in prompts:
-            if left <= 0:
-                break
-            feed = generation.next_feed(left)
-            left -= len(feed.tokens)
-            feeding.append((generation, feed))
+            try:
+                if generation.is_decoding:
+                    self._make_room(generation)
+                if generation.n_to_feed > 1 or not generation.is_decoding:
+                    prompts.append(generation)
+                else:
+                    feeding.append((generation, self._fitted(generation.next_feed(1))))
+            except Exception as err:  # of this one only
+                self._fail([generation], err)
+        for generation, n_tokens in _shares(prompts, self._chunk_tokens(len(prompts) if feeding else None)):
+            feeding.append((generation, generation.next_feed(n_tokens)))
         return feeding
 
     def _fitted(self, feed: Feed) -> Feed:
@@ -295,7 +309,7 @@ class Scheduler:
         try:
             results = self._batcher.step(feeds)
         except Exception as err:
-            self._fail(feeding, err)
+            self._fail([generation for generation, _ in feeding], err)
             return
         self._n_steps += 1
         self._note_time(feeds, time.perf_counter() - started_s)
@@ -329,14 +343,14 @@ class Scheduler:
         self._idle.append(generation.sequence)
         self.cache.release(generation.sequence, keep=True)
 
-    def _fail(self, feeding: Sequence[tuple[Generation, Feed]], err: Exception) -> None:
+    def _fail(self, generations: Sequence[Generation], err: Exception) -> None:
         """A step failed: its generations end with the error, and their caches are not trusted any more."""
-        for generation, _ in feeding:
+        for generation in generations:
             self._n_failed += 1
+            generation.ticket.put(own_error(err))
             self._active.remove(generation)
             self._idle.append(generation.sequence)
             self.cache.forget(generation.sequence)
-            generation.ticket.put(err)
 
     def _end_all(self, err: BaseException) -> None:
         with self._wake:
@@ -345,11 +359,32 @@ class Scheduler:
                 self._queue.remove(generation)
             jobs = list(self._jobs)
             self._jobs.clear()
+            running = list(self._active)
+            self._active.clear()
+            self._idle = list(range(self._batcher.n_sequences))
         for _, done in jobs:
-            done.set_exception(err)
-        for generation in (*waiting, *self._active):
-            generation.ticket.put(err)
-        self._active.clear()
+            done.set_exception(own_error(err))
+        for generation in (*waiting, *running):
+            generation.ticket.put(own_error(err))
+
+
+def _shares(prompts: Sequence[Generation], n_tokens: int) -> list[tuple[Generation, int]]:
+    """Tokens that each prompt feeds in one step of n_tokens.
+
+    The one that came first gets at least half; the other half goes to the shortest, so that none waits for a long one.
+    """
+    if not prompts:
+        return []
+    first, *others = prompts
+    reserved = min(first.n_to_feed, n_tokens - n_tokens // 2)
+    left = n_tokens - reserved
+    shares = []
+    for generation in sorted(others, key=lambda g: g.n_to_feed):
+        share = min(left, generation.n_to_feed)
+        left -= share
+        if share:
+            shares.append((generation, share))
+    return [(first, reserved + left), *shares]
 
 
 def _is_over(generation: Generation, now_s: float) -> bool:

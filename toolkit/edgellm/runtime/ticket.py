@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 from collections.abc import Callable
 
@@ -62,8 +63,11 @@ class Ticket:
     @property
     def is_stalled(self) -> bool:
         """Whether the engine should wait: too much lies unread, and the consumer has not caught up since."""
-        n_unread = self._pieces.qsize()
-        self._stalled = n_unread > 0 if self._stalled else n_unread > MAX_UNREAD
+        if not self._stalled:
+            # Said before it is counted again: a consumer that reads meanwhile must know that it is waited for.
+            self._stalled = self._pieces.qsize() > MAX_UNREAD
+        if self._stalled:
+            self._stalled = not self._pieces.empty()
         return self._stalled
 
     def listen(self, listener: Callable[[], None]) -> None:
@@ -78,3 +82,13 @@ class Ticket:
             self.cancelled = True
             self._pieces.put(CancelledError())  # wakes whoever waits in `take`
             self._on_cancel()
+
+
+def own_error(err: BaseException) -> BaseException:
+    """The error again for one of several consumers: each raises it in a thread of its own."""
+    try:
+        again = copy.copy(err)
+    except Exception:  # a class that cannot be copied is shared
+        return err
+    again.__cause__ = err.__cause__
+    return again.with_traceback(err.__traceback__)
