@@ -62,6 +62,11 @@ def install_package(python: Path) -> None:
     _stamp(python, "edgellm", (ROOT / "pyproject.toml").read_bytes())
 
 
+def compile_package(python: Path) -> None:
+    """Bytecode beside the source: where Python is told not to write it, each start would compile anew."""
+    run([python, "-m", "compileall", "-q", ROOT / "toolkit"], what="compiling edgellm")
+
+
 def install_model(python: Path) -> None:
     """The embedded model; without dependencies, since only the file in the package is wanted."""
     if _stamped(python, "model", MODEL_PACKAGE.encode()):

@@ -6,7 +6,7 @@ from edgellm import artifact
 from edgellm.artifact import Manifest, Parent
 from edgellm.checkpoint import Checkpoint
 from edgellm.convert.header_keys import MIX_KEY, PARENT_KEY
-from edgellm.convert.mixture import QUANTS
+from edgellm.convert.quants import QUANTS
 from edgellm.convert.source import from_gguf
 from edgellm.errors import BadInputError
 from edgellm.formats.gguf import GGUFFile
