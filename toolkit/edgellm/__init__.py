@@ -24,12 +24,16 @@ _HOMES = {
     "EdgeLLMError": "edgellm.errors",
     "Model": "edgellm.runtime.model",
     "Session": "edgellm.runtime.session",
+    "freeze_support": "edgellm.cli.frozen",
 }
 
-__all__ = ["EdgeLLMError", "Model", "Session", "__version__", "convert", "load", "profile", "verify"]
+__all__ = [
+    "EdgeLLMError", "Model", "Session", "__version__", "convert", "freeze_support", "load", "profile", "verify"
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from edgellm.api import convert, load, profile, verify
+    from edgellm.cli.frozen import freeze_support
     from edgellm.errors import EdgeLLMError
     from edgellm.runtime.model import Model
     from edgellm.runtime.session import Session

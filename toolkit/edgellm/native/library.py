@@ -18,6 +18,7 @@ from edgellm.errors import BackendUnavailable
 
 INSTALL_HINT = "in a checkout: scripts/setup; elsewhere: pip install llama-cpp-python"
 _GPU = re.compile(r"ggml-(cuda|hip|vulkan|sycl|opencl|cann|musa|metal|webgpu)")
+BUILD_RECORD = "edgellm-build.json"
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -45,6 +46,21 @@ def library_directory() -> Path:
     if not directory.is_dir():
         raise BackendUnavailable(f"{directory}: no native libraries there", hint=install_hint())
     return directory
+
+
+def files() -> list[Path]:
+    """All of llama.cpp's shared libraries with their links, and the record of their build; for whoever copies them.
+
+    Raises:
+        BackendUnavailable: as in `library_directory`.
+    """
+    names = (f"{prefix}{stem}" for stem in ("llama", "ggml", "mtmd") for prefix in ("lib", ""))
+    starts = tuple(names)
+    return [
+        path
+        for path in sorted(library_directory().iterdir())
+        if path.name == BUILD_RECORD or (path.name.startswith(starts) and _SUFFIX in path.suffixes)
+    ]
 
 
 @functools.cache
@@ -75,7 +91,7 @@ def has_gpu_library() -> bool:
 def build_record() -> dict[str, Any] | None:
     """What scripts/setup wrote about the build (flags, compiler, key); None for a library from elsewhere."""
     try:
-        record = json.loads((library_directory() / "edgellm-build.json").read_bytes())
+        record = json.loads((library_directory() / BUILD_RECORD).read_bytes())
     except (OSError, ValueError, BackendUnavailable):
         return None
     return record if isinstance(record, dict) else None

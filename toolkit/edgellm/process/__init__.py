@@ -29,6 +29,7 @@ from edgellm.errors import (
     ResourceError,
     error_named,
 )
+from edgellm.process import frozen
 from edgellm.units import format_bytes
 
 MAX_STDOUT_BYTES = 64 * 1024**2
@@ -73,9 +74,12 @@ def python_argv(arguments: Sequence[str]) -> list[str]:
     """The command that runs `edgellm ARGUMENTS` with this interpreter, or with a frozen application itself.
 
     `-P` keeps the current directory, which may hold foreign files, off the child's import path.
+
+    Raises:
+        BackendError: a frozen application that has not called `edgellm.freeze_support`.
     """
-    if getattr(sys, "frozen", False):
-        return [sys.executable, *arguments]
+    if frozen.is_frozen():
+        return frozen.child_argv(arguments)
     return [sys.executable, "-P", "-m", "edgellm", *arguments]
 
 
