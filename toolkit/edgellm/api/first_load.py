@@ -34,6 +34,8 @@ LEAST_BYTES_PER_S = 10e6
 # Beside the weights, which may be there mapped and rearranged: interpreter, libraries, stacks, a small cache.
 BESIDE_WEIGHTS_BYTES = 4 * GIB
 CONTEXT = 256
+# A large model on a small board computes a few tokens in a second.
+STEP_TOKENS = 16
 
 _of_this_process: set[str] = set()
 
@@ -62,12 +64,10 @@ def check(model: Path, options: LlamaOptions, adapters: Sequence[Path] = ()) -> 
         BadInputError: the file changed meanwhile.  BackendError: the library refuses it.
     """
     adapters = sorted(set(adapters))
-    if not adapters and models.is_builtin(model):
-        return
     identity = _identity([model, *adapters])
     if identity in _of_this_process:
         return
-    if identity in _remembered():
+    if identity in _remembered() or (not adapters and models.is_builtin(model)):
         _of_this_process.add(identity)
         return
     _load_in_a_child(model, options, adapters)
@@ -101,12 +101,13 @@ def child_first_load(spec: dict[str, Any]) -> dict[str, Any]:
     for token in range(backend.vocab_size):
         backend.token_bytes(token)
     context = min(CONTEXT, backend.context_train)
+    few = ids[: min(STEP_TOKENS, context // 2)] or [0]
     if is_encoder:
         embedder = backend.open_embedder(context=context)
-        embedder.embed(ids[: context // 2])
+        embedder.embed(few)
         embedder.close()
     else:
-        _generate(backend, ids[: context // 2] or [0], context, spec["adapters"])
+        _generate(backend, few, context, spec["adapters"])
     backend.close()
     return {"n_tokens": len(ids)}
 
