@@ -198,3 +198,16 @@ def test_a_model_without_a_template_is_for_run_and_not_for_chat(smollm2_gguf: Pa
     assert "Paris" in succeed(
         "run", path, "The capital of France is", *GREEDY, "--max-tokens", "4", "--quiet"
     )
+
+
+def test_a_draft_model_changes_nothing_but_the_time() -> None:
+    plain, drafted = (json.loads(succeed(*COUNT, "--json", *extra)) for extra in ([], ["--draft", MODEL]))
+    assert plain["token_ids"] == drafted["token_ids"]
+    assert drafted["usage"]["draft_failure"] is None
+    assert drafted["usage"]["accepted_tokens"] > 0
+    chat = edgellm("chat", MODEL, "--draft", MODEL, *GREEDY, "--quiet", stdin=f"{CAPITAL}\n")
+    assert "Paris" in chat.stdout
+
+
+def test_a_draft_model_that_is_not_there_is_refused() -> None:
+    assert "nowhere.gguf" in refused(66, *COUNT, "--draft", "nowhere.gguf")[0]

@@ -19,6 +19,7 @@ def make(
     max_queue: int = 64,
     cache_bytes: int = 0,
     files: LoadedFiles | None = None,
+    draft: FakeBackend | None = None,
     **options: Any,
 ) -> Model:
     """A model that says `script`, or what follows from the text before."""
@@ -32,6 +33,7 @@ def make(
         max_queue=max_queue,
         cache_bytes=cache_bytes,
         files=files,
+        draft=draft,
     )
     return Model(engine, manifest)
 

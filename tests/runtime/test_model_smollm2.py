@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from edgellm import api
-from edgellm.errors import ContextOverflowError, SpecError
+from edgellm.errors import BackendError, ContextOverflowError, SpecError
 from edgellm.protocols import Feed
 from edgellm.runtime.model import Model
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
+# Logits of one text move by so much with what is computed in the same call.
+TOLERANCE = 1e-3
 STORY = "Once upon a time, in a village by the sea, there lived"
 
 
@@ -128,6 +132,41 @@ def test_two_threads_share_a_model_without_mixing(model: Model) -> None:
 
 def test_an_empty_prompt_gives_text(model: Model) -> None:
     assert model.generate("", max_tokens=4, seed=1).usage.completion_tokens >= 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"temperature": 1.3, "seed": 3, "repeat_penalty": 1.3}]
+)
+def test_log_probabilities_equal_those_of_one_forward_pass(model: Model, options: dict[str, Any]) -> None:
+    done = model.generate(STORY, max_tokens=20, top_logprobs=5, **options)
+    prompt = model.tokenize(STORY)
+    batcher = model._engine._backend.open(n_sequences=1, context=256)
+    rows = batcher.step([Feed(sequence=0, tokens=[*prompt, *done.token_ids[:-1]], want="all")])[0].logits
+    batcher.close()
+    assert rows is not None
+    wide = rows[len(prompt) - 1 :].astype(np.float64)
+    expected = wide - wide.max(axis=1, keepdims=True)
+    expected -= np.log(np.exp(expected).sum(axis=1, keepdims=True))
+    assert done.logprobs is not None
+    assert len(done.logprobs) == len(done.token_ids) == len(expected) == 20
+    for entry, token, row in zip(done.logprobs, done.token_ids, expected, strict=True):
+        assert entry.token_id == token
+        assert entry.logprob == pytest.approx(row[token], abs=TOLERANCE)
+        best = np.sort(row)[::-1][:5]
+        assert [p for _, p in entry.top] == pytest.approx(list(best), abs=TOLERANCE)
+        assert [p for _, p in entry.top] == pytest.approx([row[i] for i, _ in entry.top], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("kv_type", ["Q8_0", "Q4_0"])
+def test_a_quantized_cache_answers_and_needs_flash_attention(smollm2_gguf: Path, kv_type: str) -> None:
+    with api.load(smollm2_gguf, context=256, threads=1, kv_type=kv_type) as model:
+        assert model.info.kv_type == kv_type
+        done = model.generate(CAPITAL, temperature=0, max_tokens=32)
+        assert "Paris" in done.text
+        assert model.generate(CAPITAL, temperature=0, max_tokens=32).token_ids == done.token_ids
+    with pytest.raises(BackendError, match=r"(?i)flash") as caught:
+        api.load(smollm2_gguf, context=64, kv_type=kv_type, flash_attention="off")
+    assert caught.value.hint
 
 
 def test_a_context_beyond_the_models_is_refused(smollm2_gguf: Path) -> None:

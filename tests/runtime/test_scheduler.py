@@ -377,6 +377,16 @@ def test_constraints_side_by_side_are_kept_each_by_its_own() -> None:
         assert plain.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("regex", ["(ab|cd){3}", "a(bcd|efg)h", "(one|two),? (three|four)"])
+def test_guesses_under_a_constraint_end_where_the_text_is_complete(regex: str) -> None:
+    with make(None) as model:
+        for seed in range(4):
+            plain = model.generate("a", regex=regex, seed=seed, temperature=2, speculate=False)
+            guessed = model.generate("a", regex=regex, seed=seed, temperature=2)
+            assert (guessed.text, guessed.token_ids) == (plain.text, plain.token_ids)
+            assert guessed.usage.completion_tokens == plain.usage.completion_tokens
+
+
 def test_a_constraint_that_cannot_be_is_refused_at_the_call() -> None:
     with make(None) as model:
         with pytest.raises(SpecError):

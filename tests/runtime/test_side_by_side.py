@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,35 @@ def test_a_seed_gives_one_text_whatever_goes_on_beside(busy: Model) -> None:
     beside = busy.stream(STORIES[0], max_tokens=60, temperature=0)
     assert busy.generate(STORIES[2], **options).token_ids == first  # type: ignore[arg-type]
     beside.close()
+
+
+SAMPLING: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {"temperature": 0.9, "top_k": 5, "seed": 3},
+    {"temperature": 1.1, "top_p": 0.8, "min_p": 0.02, "seed": 11},
+    {"temperature": 0.7, "repeat_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2, "seed": 5},
+    {"temperature": 0, "repeat_penalty": 1.3, "logit_bias": {28: 2.0}},
+    {"temperature": 0.8, "seed": 2, "regex": "( (one|two|three|four),){12}"},
+    {
+        "temperature": 0.8, "seed": 4,
+        "json_schema": {
+            "type": "object", "required": ["first", "second"], "additionalProperties": False,
+            "properties": {name: {"type": "string", "maxLength": 12} for name in ("first", "second")},
+        },
+    },
+]  # fmt: skip
+
+
+def test_guesses_change_no_token_however_it_is_drawn(busy: Model) -> None:
+    prompt = "one, two, three, four, one, two, three, four, one, two, three, four, one,"
+    n_right = 0
+    for options in SAMPLING:
+        plain = busy.generate(prompt, max_tokens=24, speculate=False, **options)
+        assert plain.usage.drafted_tokens == 0
+        guessed = busy.generate(prompt, max_tokens=24, **options)
+        assert guessed.token_ids == plain.token_ids, options
+        n_right += guessed.usage.accepted_tokens
+    assert n_right > 0
 
 
 def test_a_copied_or_saved_prefix_gives_the_same_text(smollm2_gguf: Path) -> None:

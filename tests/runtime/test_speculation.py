@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.runtime.speculation import MAX_DRAFT, Pace, PromptLookup, StepTimes
+from edgellm.runtime.speculation import MAX_DRAFT, Draft, Drafter, Pace, PromptLookup, StepTimes
 
 
 def test_what_followed_the_same_words_is_guessed() -> None:
@@ -95,3 +95,109 @@ def test_a_draft_of_which_all_was_right_says_more_than_its_first_token() -> None
         good.note(4, 4)
         bad.note(4, 1)
     assert good.length() > bad.length()
+
+
+def test_in_company_a_draft_must_pay_for_the_time_of_all() -> None:
+    costs = {1: 1.0, 2: 1.1, 3: 1.2, 4: 1.3, 8: 2.0, 9: 2.2, 10: 2.45, 12: 3.0, 24: 6.0}
+    alone, among_eight = pace(costs), pace(costs)
+    for _ in range(20):
+        alone.note(4, 3)
+        among_eight.note(4, 3)
+    assert alone.length() > 0
+    assert alone.gain > 1
+    assert among_eight.length(n_sequences=8) == 0
+    assert among_eight.gain == 1
+
+
+def test_a_draft_model_that_costs_too_much_is_off_and_a_cheaper_one_on() -> None:
+    costs = {1: 1.0, 2: 1.05, 3: 1.1, 5: 1.2, 9: 1.4, 17: 2.0}
+    good = pace(costs)
+    for _ in range(20):
+        good.note(4, 4)
+    assert good.length(guess_cost=0.3) > 0
+    for _ in range(20):
+        good.note(4, 2)
+    assert good.length(guess_cost=0.1) > 0
+    assert good.length(guess_cost=1.2) == 0
+    rest = [good.length(guess_cost=0.1) for _ in range(100)]
+    assert 0 in rest
+    assert any(rest)
+
+
+def known_times(costs: dict[int, float], guess_s: float) -> StepTimes:
+    times = StepTimes()
+    for n_tokens, seconds in costs.items():
+        times.note(n_tokens, seconds)
+    for _ in range(30):
+        times.note_guesses(4, 4 * guess_s)
+    return times
+
+
+CHEAP_STEPS = {1: 1.0, 2: 1.05, 3: 1.1, 5: 1.2, 9: 1.4, 17: 2.0}
+
+
+def test_what_guesses_cost_is_measured_and_one_slow_call_does_not_count() -> None:
+    times = StepTimes()
+    times.note_guesses(4, 1000.0)
+    assert times.guess_cost(1) == 0  # over a step that was not measured yet
+    times.note(1, 2.0)
+    for _ in range(3):
+        times.note_guesses(4, 2.0)
+    times.note_guesses(0, 0.5)
+    assert times.guess_cost(1) == 0.25
+    times.forget_guesses()
+    assert 0 < times.guess_cost(1) < 0.25
+
+
+def test_a_step_without_guesses_comes_first_and_now_and_then() -> None:
+    times = StepTimes()
+    drafter = Drafter(times, has_model=True)
+    drafter.extend([1, 2, 3, 4, 1, 2])
+    assert drafter.propose(8, 1) == (Draft(), 0)
+    times.note(1, 1.0)
+    found = drafter.propose(8, 1)[0].tokens
+    assert found
+    assert found == [3, 4, 1, 2, 3, 4, 1, 2][: len(found)]
+    for _ in range(100):
+        times.note(5, 1.2)
+    assert not drafter.propose(8, 1)[0].tokens
+    assert drafter.propose(8, 1)[1] == 0
+
+
+def test_lookup_goes_first_until_the_draft_model_is_right_more_often() -> None:
+    times = known_times(CHEAP_STEPS, 0.1)
+    drafter = Drafter(times, has_model=True)
+    drafter.extend([5, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2])
+    draft, n_asked = drafter.propose(8, 1)
+    assert draft.tokens
+    assert n_asked == 0
+    assert draft.pace
+    for _ in range(8):
+        draft.pace.note(4, 0)
+        drafter.model_pace.note(4, 4)
+    assert drafter.propose(8, 1)[1] > 0
+
+
+def test_without_a_hit_the_draft_model_is_asked_where_there_is_one() -> None:
+    for has_model in (True, False):
+        drafter = Drafter(known_times(CHEAP_STEPS, 0.1), has_model=has_model)
+        drafter.extend([1, 2, 3])
+        draft, n_asked = drafter.propose(8, 1)
+        assert not draft.tokens
+        assert (n_asked > 0) == has_model
+        assert n_asked <= 8
+
+
+def test_a_draft_model_as_slow_as_the_model_is_left_alone_and_tried_again() -> None:
+    times = known_times(CHEAP_STEPS, 1.5)
+    drafter = Drafter(times, has_model=True)
+    drafter.extend([1, 2, 3])
+    asked = []
+    for _ in range(2000):
+        asked.append(drafter.propose(8, 1)[1])
+        if asked[-1]:
+            times.note_guesses(asked[-1], 1.5 * asked[-1])
+            drafter.model_pace.note(asked[-1], 0)
+        times.note(1, 1.0)
+    assert not any(asked[:48])
+    assert 0 < sum(map(bool, asked)) < 60

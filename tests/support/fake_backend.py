@@ -2,6 +2,7 @@
 
 The most likely next token depends on all tokens before it, so a cache that holds the wrong tokens shows. `script`
 makes it say something known: each generation then draws these bytes one by one, and the end token after them.
+`sharpness` multiplies the logits: the best token stays, and becomes more probable.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ class FakeBackend:
         add_bos: bool = True,
         bos_id: int | None = BOS,
         can_truncate: bool = True,
+        sharpness: float = 1.0,
     ) -> None:
         self.script = script
+        self.sharpness = sharpness
         self.vocab_size = VOCAB_SIZE
         self.context_train = 4096
         self.bos_id = bos_id
@@ -154,15 +157,15 @@ class FakeBatcher:
         for token in feed.tokens:
             cache.append(token)
             if feed.want == "all":
-                rows.append(_logits(cache, feed.adapters))
+                rows.append(self._logits(cache, feed.adapters))
         if feed.sampling is None:
             if feed.want == "last":
-                rows = [_logits(cache, feed.adapters)]
+                rows = [self._logits(cache, feed.adapters)]
             return Sampled(tokens=[], logits=np.stack(rows) if rows else None)
         sampler = self._samplers.setdefault(feed.sequence, _Sampler(feed.sampling))
         drawn: list[int] = []
         for guess in (*feed.draft, None):
-            row = _logits(cache, feed.adapters)
+            row = self._logits(cache, feed.adapters)
             if feed.want == "last":
                 rows.append(row.copy())
             if feed.constraint:
@@ -174,6 +177,9 @@ class FakeBatcher:
                 break
             cache.append(guess)
         return Sampled(tokens=drawn, logits=np.stack(rows) if rows else None)
+
+    def _logits(self, tokens: Sequence[int], adapters: Adapters) -> FloatArray:
+        return _logits(tokens, adapters) * np.float32(self._model.sharpness)
 
     def _show(self, observer: Observer, tokens: Sequence[int]) -> None:
         """Two weights that share their input, and one of four experts of which each token meets two."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TypedDict, Unpack
 
@@ -11,8 +11,9 @@ import msgspec
 from edgellm.api import adapter_files, first_load, models, quarantine, room
 from edgellm.artifact import Artifact
 from edgellm.errors import ArtifactError, SpecError
+from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.records import Record, from_json, to_json
-from edgellm.native.llama import LlamaModel
+from edgellm.native.llama import LlamaModel, LlamaOptions
 from edgellm.runtime.engine import HANG_S, LocalEngine
 from edgellm.runtime.model import Model
 from edgellm.runtime.scheduler import MAX_QUEUE
@@ -31,6 +32,7 @@ class LoadSpec(Record):
     flash_attention: models.FlashAttention = "auto"
     gpu_layers: int | Literal["auto"] = "auto"
     adapters: dict[str, str] = {}
+    draft: str | None = None
     parallel: int = 1
     max_queue: int = MAX_QUEUE
     cache_bytes: int = CACHE_BYTES
@@ -46,6 +48,8 @@ class Settings(TypedDict, total=False):
         flash_attention: auto, on or off; a quantized V cache needs it on.
         gpu_layers: `auto` uses a GPU where the library has one.
         adapters: LoRA adapters by a name of your own: GGUF files, or directories that `convert` made of them.
+        draft: a smaller model with the same vocabulary, which guesses what comes next; the text is the same, see
+            `speculate`. It is loaded as the model is, and has caches of the same number and length.
         parallel: generations at once; each has `context` tokens of its own.
         max_queue: requests that may wait for a place.
         cache_bytes: memory for earlier prompts, beyond those that are still in place; 0 keeps none.
@@ -57,6 +61,7 @@ class Settings(TypedDict, total=False):
     flash_attention: models.FlashAttention
     gpu_layers: int | Literal["auto"]
     adapters: dict[str, str]
+    draft: str | Path | None
     parallel: int
     max_queue: int
     cache_bytes: int
@@ -86,27 +91,34 @@ def load(
 
     Raises:
         MissingInputError, BadInputError, ArtifactError: nothing there, or not a sound model.
-        UnsupportedError: it gives embeddings.
+        SpecError: the draft model has another vocabulary.
+        UnsupportedError: it gives embeddings; or it has a cache that a draft model does not go with.
         BackendError: the native library is absent or refuses the model; or the file is quarantined.
         ResourceError: the context takes more memory than is free.
         NativeCrash: the child died while loading, isolated or trying the file first.
         NetworkAttemptError: something in the watched child tried to leave the machine.
     """
     spec = _spec(path, settings)
-    opened = models.open_artifact(spec.path)
-    models.check_generates(opened)
-    file = Path(opened.model_path)
-    quarantine.check(file)
+    artifacts = _artifacts(spec)
+    opened = artifacts[0]
+    files = [Path(each.model_path) for each in artifacts]
+
+    def check_quarantine() -> None:
+        for file in files:
+            quarantine.check(file)
+
+    check_quarantine()
     if not isolate and not offline_proof:
-        return Model(load_engine(spec, opened, check=check), opened.manifest)
+        return Model(load_engine(spec, artifacts, check=check), opened.manifest)
     from edgellm import process
     from edgellm.runtime.isolate import IsolatedEngine
 
     engine = IsolatedEngine(
         process.python_argv([ENGINE_VERB]),
         to_json(spec),
-        on_crash=lambda crash: quarantine.note(file, crash),
-        before_start=lambda: quarantine.check(file),
+        # With a draft model a crash counts for that file: if it was the other's, it shows without the draft.
+        on_crash=lambda crash: quarantine.note(files[-1], crash),
+        before_start=check_quarantine,
         hang_s=hang_s,
         memory_limit_bytes=memory_limit_bytes,
         watched_argv=(lambda first: process.python_argv([*first, ENGINE_VERB])) if offline_proof else None,
@@ -114,26 +126,20 @@ def load(
     return Model(engine, opened.manifest)
 
 
-def load_engine(spec: LoadSpec, opened: Artifact | None = None, *, check: bool = False) -> LocalEngine:
+def load_engine(spec: LoadSpec, artifacts: Sequence[Artifact] = (), *, check: bool = False) -> LocalEngine:
     """The engine in this process; errors as in `load`.
 
     Args:
-        check: try the file in a child first, unless it came with a package that was installed here.
+        artifacts: the model and the draft model, where they are open already.
+        check: try the files in a child first, unless they came with a package that was installed here.
     """
-    opened = opened or models.open_artifact(spec.path)
-    models.check_generates(opened)
-    options = models.options_for(
-        opened, threads=spec.threads, kv_type=spec.kv_type, flash_attention=spec.flash_attention,
-        gpu_layers=spec.gpu_layers,
-    )  # fmt: skip
+    opened, *drafts = artifacts or _artifacts(spec)
     context = models.context_for(opened, spec.context)
-    path = Path(opened.model_path)
-    file = models.read_model(path)
+    file = models.read_model(Path(opened.model_path))
     adapters = {name: adapter_files.read(Path(place), file) for name, place in spec.adapters.items()}
-    room.check_context(file, context=context, parallel=spec.parallel, kv_type=options.kv_type)
-    if check:
-        first_load.check(path, options, list(adapters.values()))
-    backend = LlamaModel(path, options)
+    room_bytes = _check_room(spec, opened, file, context, 0)
+    backend = _open_backend(spec, opened, list(adapters.values()), check=check)
+    draft = None
     try:
         if context > backend.context_train:
             raise ArtifactError(
@@ -142,13 +148,50 @@ def load_engine(spec: LoadSpec, opened: Artifact | None = None, *, check: bool =
             )
         for name, place in adapters.items():
             backend.load_adapter(name, place)
+        if drafts:
+            _check_room(spec, drafts[0], models.read_model(Path(drafts[0].model_path)), context, room_bytes)
+            draft = _open_backend(spec, drafts[0], [], check=check)
         return models.make_engine(
             backend, opened, context=context, parallel=spec.parallel, max_queue=spec.max_queue,
-            cache_bytes=spec.cache_bytes, adapters=adapters,
+            cache_bytes=spec.cache_bytes, adapters=adapters, draft=draft,
         )  # fmt: skip
     except BaseException:
         backend.close()
+        if draft:
+            draft.close()
         raise
+
+
+def _artifacts(spec: LoadSpec) -> list[Artifact]:
+    """What is to be loaded: the model, and the draft model where there is one."""
+    found = []
+    for path in (spec.path, spec.draft):
+        if path is not None:
+            found.append(models.open_artifact(path))
+            models.check_generates(found[-1])
+    return found
+
+
+def _options(spec: LoadSpec, opened: Artifact) -> LlamaOptions:
+    return models.options_for(
+        opened, threads=spec.threads, kv_type=spec.kv_type, flash_attention=spec.flash_attention,
+        gpu_layers=spec.gpu_layers,
+    )  # fmt: skip
+
+
+def _check_room(spec: LoadSpec, opened: Artifact, file: GGUFFile, context: int, taken_bytes: int) -> int:
+    """Refuse caches that do not fit beside what is taken; how much they take."""
+    return room.check_context(
+        file, context=min(context, opened.manifest.context_train), parallel=spec.parallel,
+        kv_type=_options(spec, opened).kv_type, taken_bytes=taken_bytes,
+    )  # fmt: skip
+
+
+def _open_backend(spec: LoadSpec, opened: Artifact, adapters: Sequence[Path], *, check: bool) -> LlamaModel:
+    path, options = Path(opened.model_path), _options(spec, opened)
+    if check:
+        first_load.check(path, options, adapters)
+    return LlamaModel(path, options)
 
 
 def serve_engine(requests: IO[bytes], answers: int) -> None:
@@ -171,6 +214,8 @@ def _spec(path: str | Path, settings: Settings) -> LoadSpec:
     if unknown:
         raise TypeError(f"unknown setting {unknown[0]!r}")
     given: dict[str, Any] = {**settings}
+    draft = settings.get("draft")
+    given["draft"] = str(draft) if isinstance(draft, Path) else draft
     adapters = settings.get("adapters", {})
     if not isinstance(adapters, Mapping):
         raise TypeError(f"adapters is {type(adapters).__name__}, expected a dict: name -> file")

@@ -164,16 +164,19 @@ def make_engine(
     max_queue: int = MAX_QUEUE,
     cache_bytes: int = 0,
     adapters: Mapping[str, Path] | None = None,
+    draft: Backend | None = None,
 ) -> LocalEngine:
     """A loaded backend, which the engine closes, as one that takes requests.
 
     Args:
         adapters: name -> file of what was loaded with it.
+        draft: a draft model, which the engine closes too.
     """
     tokenizer_path = Path(opened.tokenizer_path) if opened.tokenizer_path else None
     return LocalEngine(
         backend, name=opened.manifest.model, context=context, tokenizer_path=tokenizer_path, parallel=parallel,
         max_queue=max_queue, cache_bytes=cache_bytes, files=LoadedFiles(Path(opened.model_path), adapters),
+        draft=draft,
     )  # fmt: skip
 
 

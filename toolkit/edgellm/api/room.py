@@ -16,7 +16,7 @@ from edgellm.units import format_bytes
 LEAST_CONTEXT = 256
 
 
-def check_context(file: GGUFFile, *, context: int, parallel: int, kv_type: str) -> None:
+def check_context(file: GGUFFile, *, context: int, parallel: int, kv_type: str, taken_bytes: int = 0) -> int:
     """Refuse a context whose KV cache and buffers take more memory than is free.
 
     Of the weights only what cannot be otherwise is counted: they are mapped and may be read again from the disk. With them
@@ -24,6 +24,10 @@ def check_context(file: GGUFFile, *, context: int, parallel: int, kv_type: str) 
 
     Args:
         context: tokens of each generation.  parallel: generations at once.
+        taken_bytes: of the free memory, for caches of another model.
+
+    Returns:
+        Bytes that cache and buffers take; 0 where that is unknown.
 
     Raises:
         ResourceError: it does; with both sizes, and in the hint the longest context that fits.
@@ -32,15 +36,17 @@ def check_context(file: GGUFFile, *, context: int, parallel: int, kv_type: str) 
     shape = shape_of_gguf(file)
     share = _cached_share(file, shape)
     if share is None or kv_type not in KV_TYPES:
-        return
+        return 0
 
     def needed_bytes(tokens: int) -> int:
         cache = int(share * shape.kv_bytes(tokens, kv_type))
         return parallel * cache + shape.compute_bytes(tokens)
 
     free_bytes, bound = _free_bytes(sum(tensor.n_bytes for tensor in file.tensors.values()))
+    if free_bytes is not None:
+        free_bytes = max(0, free_bytes - taken_bytes)
     if free_bytes is None or needed_bytes(context) <= free_bytes:
-        return
+        return needed_bytes(context)
     most = _longest(needed_bytes, context, free_bytes)
     times = f" for each of {parallel} generations" if parallel > 1 else ""
     hint = f"use --context {most} or less" + (

@@ -40,6 +40,11 @@ threads_option = click.option(
 context_option = click.option(
     "--context", type=click.IntRange(1, 1 << 22), metavar="N", help="Tokens of prompt and answer together."
 )
+draft_option = click.option(
+    "--draft",
+    metavar="MODEL",
+    help="A smaller model with the same vocabulary, which guesses what comes next: faster, the same text.",
+)
 engine_option = click.option(
     "--reference-engine",
     "engine",

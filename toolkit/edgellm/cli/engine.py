@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from edgellm.cli.common import context_option, gpu_option, threads_option
+from edgellm.cli.common import context_option, draft_option, gpu_option, threads_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 MAX_LORA_SCALE = 100.0
@@ -65,6 +65,7 @@ _OPTIONS = (
         callback=_adapters,
         help="A LoRA adapter, a GGUF file or a directory of `convert`; may be repeated.",
     ),
+    draft_option,
     click.option("--isolate", is_flag=True, help="Keep native code in a child; its death is an error here."),
 )
 
@@ -83,7 +84,7 @@ def spare_threads() -> None:
 
 def engine_of(options: dict[str, Any]) -> Engine:
     """Take them out of a command's options."""
-    names = ("context", "threads", "gpu_layers", "kv_type", "flash_attention", "isolate")
+    names = ("context", "threads", "gpu_layers", "kv_type", "flash_attention", "draft", "isolate")
     settings = {name: options.pop(name) for name in names}
     adapters = {f"lora{number}": adapter for number, adapter in enumerate(options.pop("lora"), 1)}
     settings["adapters"] = {name: path for name, (path, _) in adapters.items()}

@@ -7,7 +7,7 @@ from edgellm.units import format_seconds
 
 
 def usage_line(usage: Usage) -> str:
-    """Tokens in and out, time to the first token, speed of the rest."""
+    """Tokens in and out, time to the first token, speed of the rest, what guesses gave."""
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     first = format_seconds(usage.ttft_s)
     line = (
@@ -15,4 +15,8 @@ def usage_line(usage: Usage) -> str:
     )
     if usage.completion_tokens > 1 and usage.decode_s > 0:
         line += f", then {(usage.completion_tokens - 1) / usage.decode_s:.1f} tok/s"
+    if usage.drafted_tokens:
+        line += f"; {usage.accepted_tokens} of {usage.drafted_tokens} guesses right"
+    if usage.draft_failure:
+        line += f"; the draft model was given up: {usage.draft_failure}"
     return line

@@ -60,10 +60,14 @@ class TokenConstraint:
         n_tokens: of llguidance's vocabulary, which has an end token of its own for a model that has none.
         deferred: keep what goes wrong in `failure` and end the text, instead of raising in the middle of a step that
             other sequences share. Who asks for it must look at `failure` after each step.
+
+    Attributes:
+        n_beyond: tokens drawn after the text was complete, as happens behind right guesses; they are none of it.
     """
 
     def __init__(self, matcher: Any, *, n_vocab: int, n_tokens: int, deferred: bool = False) -> None:
         self.failure: EdgeLLMError | None = None
+        self.n_beyond = 0
         self._matcher = matcher
         self._n_vocab = n_vocab
         self._deferred = deferred
@@ -110,7 +114,10 @@ class TokenConstraint:
             BackendError: the token does not fit, so it was not drawn from masked logits.
             SpecError: the constraint turned out to be too complex.
         """
-        if self.is_complete or self._matcher.consume_token(token):
+        if self.is_complete:
+            self.n_beyond += 1
+            return
+        if self._matcher.consume_token(token):
             return
         self._fail(self._error(f"token {token} does not fit the constraint: "))
 

@@ -15,6 +15,7 @@ from edgellm.runtime.cache_file import CacheSummary
 from edgellm.runtime.cache_identity import LoadedFiles
 from edgellm.runtime.cache_store import CacheStore
 from edgellm.runtime.constraints import Constraints
+from edgellm.runtime.draft_model import check_draft
 from edgellm.runtime.generation import Generation
 from edgellm.runtime.overflow import fit_prompt
 from edgellm.runtime.prefix_cache import Key
@@ -82,6 +83,7 @@ class LocalEngine:
         parallel: generations at once; each has `context` tokens of its own.
         cache_bytes: budget for prefixes of earlier prompts beyond those that are still in place.
         files: what was loaded, which saved caches belong to.
+        draft: a smaller model with the same vocabulary that guesses; closed with the engine.
     """
 
     def __init__(
@@ -95,8 +97,11 @@ class LocalEngine:
         max_queue: int = MAX_QUEUE,
         cache_bytes: int = 0,
         files: LoadedFiles | None = None,
+        draft: Backend | None = None,
     ) -> None:
-        self._backend = backend
+        if draft:
+            check_draft(backend, draft)
+        self._backend, self._draft = backend, draft
         self._tokenizer = Tokenizer(backend, tokenizer_path)
         self._prompts = PromptEncoder(backend, self._tokenizer, name)
         self._constraints = Constraints(backend)
@@ -108,7 +113,7 @@ class LocalEngine:
         self._n_inside = 1  # the scheduler's thread
         self.scheduler = Scheduler(
             backend, n_sequences=parallel, context=context, max_queue=max_queue, cache_bytes=cache_bytes,
-            on_end=self._ended,
+            draft=draft, on_end=self._ended,
         )  # fmt: skip
         self._store = CacheStore(self.scheduler, backend, files)
 
@@ -207,6 +212,8 @@ class LocalEngine:
             is_last = self._n_inside == 0
         if is_last:
             self._backend.close()
+            if self._draft:
+                self._draft.close()
 
     def _ended(self) -> None:
         self._closed = True

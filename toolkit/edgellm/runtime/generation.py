@@ -10,8 +10,9 @@ import numpy as np
 from edgellm.protocols import Adapters, Backend, Feed, FloatArray, Sampled
 from edgellm.report import Missing
 from edgellm.runtime.constraints import TokenConstraint
+from edgellm.runtime.draft_model import Wish
 from edgellm.runtime.request import FinishReason, Piece, Request, TokenLogprob, Usage
-from edgellm.runtime.speculation import MAX_DRAFT, Drafter, Pace
+from edgellm.runtime.speculation import MAX_DRAFT, Draft, Drafter
 from edgellm.runtime.text import TextAssembler
 from edgellm.runtime.ticket import Ticket
 
@@ -39,12 +40,13 @@ class Generation:
         self.adapters: Adapters = tuple(sorted(request.adapters.items()))
         self.constraint = constraint
         self.drafter: Drafter | None = None
-        self.pace: Pace | None = None
+        self.draft_failure: str | None = None
         self.sequence = -1
         self.n_dropped = n_dropped
         self._backend = backend
         self._text = TextAssembler(request.stop)
         self._to_feed: Sequence[int] = ids
+        self._draft = Draft()
         self._n_cached = 0
         self._n_drawn = self._n_drafted = self._n_right = 0
         self._started_s = started_s
@@ -78,20 +80,32 @@ class Generation:
             tokens=tokens,
             sampling=self.request.sampling,
             want="none" if self.request.top_logprobs is None else "last",
-            draft=self._draft(),
+            draft=self._draft.tokens,
             constraint=self.constraint,
             adapters=self.adapters,
         )
 
-    def _draft(self) -> list[int]:
-        if self.drafter is None or self.pace is None or not self._n_drawn:
-            return []
+    def propose(self, n_sequences: int) -> int:
+        """Choose guesses for the next step, in which so many answers grow; how many the draft model should make."""
+        n_most = min(MAX_DRAFT, self.budget - self._n_drawn - 1)
+        if self.drafter is None or n_most < 1:
+            return 0
         if self.constraint is not None:
-            forced = self.constraint.forced_tokens()[: min(MAX_DRAFT, self.budget - self._n_drawn - 1)]
+            forced = self.constraint.forced_tokens()[:n_most]
             if forced:
-                return forced
-        n_tokens = min(self.pace.length(), self.budget - self._n_drawn - 1)
-        return self.drafter.guess(n_tokens) if n_tokens > 0 else []
+                self._draft = Draft(forced)
+                return 0
+        self._draft, n_asked = self.drafter.propose(n_most, n_sequences)
+        return n_asked
+
+    def wish(self, held: Sequence[int], n_tokens: int) -> Wish:
+        """Ask for n_tokens guesses, where the cache holds these tokens."""
+        return Wish(self.sequence, [*held, *self._to_feed], n_tokens, self._n_drawn)
+
+    def guessed(self, tokens: Sequence[int]) -> None:
+        """What the draft model guesses; nothing leaves what was chosen."""
+        if tokens and self.drafter:
+            self._draft = Draft(tokens, self.drafter.model_pace)
 
     def refeed(self, tokens: Sequence[int]) -> None:
         """Its cache was emptied: these tokens have to be fed again before the next is drawn."""
@@ -113,16 +127,19 @@ class Generation:
             self._first_s = self._last_s
             if self.drafter:
                 self.drafter.extend(self.ids)
-        if feed.draft and self.pace:
+        if feed.draft:
             self._n_drafted += len(feed.draft)
             self._n_right += len(sampled.tokens) - 1
-            self.pace.note(len(feed.draft), len(sampled.tokens) - 1)
-        return self._hand_out(sampled)
+            if self._draft.pace:
+                self._draft.pace.note(len(feed.draft), len(sampled.tokens) - 1)
+        self._draft = Draft()
+        n_beyond = self.constraint.n_beyond if self.constraint else 0
+        return self._hand_out(sampled.tokens[: len(sampled.tokens) - n_beyond], sampled.logits)
 
-    def _hand_out(self, sampled: Sampled) -> bool:
+    def _hand_out(self, tokens: Sequence[int], rows: FloatArray | None) -> bool:
         shown, ids = "", []
         reason: FinishReason | None = None
-        for token in sampled.tokens:
+        for token in tokens:
             ids.append(token)
             self._n_drawn += 1
             if self._backend.is_end(token):
@@ -133,14 +150,14 @@ class Generation:
                     reason = "stop"
                 elif self._n_drawn >= self.budget:
                     reason = "length"
-                elif len(ids) == len(sampled.tokens) and self.constraint and self.constraint.is_complete:
+                elif len(ids) == len(tokens) and self.constraint and self.constraint.is_complete:
                     reason = "stop"
             if reason:
                 break
-        self._to_feed = sampled.tokens[-1:]
+        self._to_feed = tokens[-1:]
         if self.drafter:
             self.drafter.extend(ids)
-        logprobs = self._logprobs(sampled.logits, ids)
+        logprobs = self._logprobs(rows, ids)
         if reason is None:
             self.ticket.put(Piece(text=shown, token_ids=ids, logprobs=logprobs))
             return False
@@ -181,5 +198,6 @@ class Generation:
             dropped_tokens=self.n_dropped,
             drafted_tokens=self._n_drafted,
             accepted_tokens=self._n_right,
+            draft_failure=self.draft_failure,
             queue_s=self._admitted_s - self._started_s,
         )

@@ -83,6 +83,7 @@ class Usage(Record):
         completion_tokens: tokens drawn, the end token included.
         dropped_tokens: tokens of prompt and answer that `overflow` dropped so that the rest fits.
         drafted_tokens, accepted_tokens: guesses that were tried, and how many of them were right.
+        draft_failure: why the draft model was given up; None where it was not, or there is none.
         queue_s: waiting for other generations.
         ttft_s: from the call to the first token: waiting and tokenizing included.
         decode_s: from the first token to the last.
@@ -98,6 +99,7 @@ class Usage(Record):
     dropped_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    draft_failure: str | None = None
     queue_s: float = 0.0
 
 

@@ -18,9 +18,9 @@ from edgellm.errors import DeadlineError, EdgeLLMError
 from edgellm.protocols import Backend, Feed, Sampled
 from edgellm.runtime.fair_queue import FairQueue
 from edgellm.runtime.generation import Generation
+from edgellm.runtime.guessing import Guessing
 from edgellm.runtime.overflow import dropped_while_generating
 from edgellm.runtime.prefix_cache import Key, PrefixCache
-from edgellm.runtime.speculation import Pace, PromptLookup, StepTimes
 from edgellm.runtime.ticket import own_error
 
 MAX_QUEUE = 64
@@ -54,6 +54,7 @@ class Scheduler:
         max_queue: requests that may wait.
         cache_bytes: budget for prefixes that are kept outside the sequences.
         on_end: called in the scheduler's thread when it has released the batcher.
+        draft: a smaller model with the same vocabulary, which guesses.
     """
 
     def __init__(
@@ -65,10 +66,16 @@ class Scheduler:
         max_queue: int = MAX_QUEUE,
         cache_bytes: int = 0,
         on_end: Callable[[], None] = lambda: None,
+        draft: Backend | None = None,
     ) -> None:
         self._backend = backend
         self._on_end = on_end
         self._batcher = backend.open(n_sequences=n_sequences, context=context)
+        try:
+            self._guessing = Guessing(draft, n_sequences=n_sequences, context=context)
+        except BaseException:
+            self._batcher.close()
+            raise
         can = backend.capabilities
         self._can = can
         self.cache = PrefixCache(
@@ -79,7 +86,6 @@ class Scheduler:
         self._active: list[Generation] = []
         self._admitting: Generation | None = None
         self._idle = list(range(n_sequences))
-        self._times = StepTimes()
         self._prefill_s_per_token = 0.0
         self._wake = threading.Condition()
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -157,6 +163,7 @@ class Scheduler:
             try:
                 self._end_all(RuntimeError("this model is closed"))
                 self._batcher.close()
+                self._guessing.close()
             finally:
                 self._on_end()
 
@@ -242,7 +249,7 @@ class Scheduler:
             room = max(room, request.max_tokens or 1 << 20)
         generation.admit(sequence, n_cached, min(request.max_tokens or room, room))
         if request.speculate and self._can.can_truncate and request.top_logprobs is None:
-            generation.drafter, generation.pace = PromptLookup(), Pace(self._times)
+            self._guessing.begin(generation)
         with self._wake:
             self._idle.remove(sequence)
             self._active.append(generation)
@@ -250,19 +257,22 @@ class Scheduler:
 
     def _plan(self) -> list[tuple[Generation, Feed]]:
         """What each generation feeds in this step."""
-        feeding, prompts = [], []
-        for generation in list(self._active):
-            if generation.ticket.is_stalled:
-                continue
+        decoding, prompts = [], []
+        active = [generation for generation in self._active if not generation.ticket.is_stalled]
+        n_growing = sum(generation.is_decoding for generation in active)
+        for generation in active:
             try:
                 if generation.is_decoding:
                     self._make_room(generation)
                 if generation.n_to_feed > 1 or not generation.is_decoding:
                     prompts.append(generation)
                 else:
-                    feeding.append((generation, self._fitted(generation.next_feed(1))))
+                    self._guessing.choose(generation, self._batcher.tokens(generation.sequence), n_growing)
+                    decoding.append(generation)
             except Exception as err:  # of this one only
                 self._fail([generation], err)
+        self._guessing.ask_model(decoding)
+        feeding = [(generation, self._fitted(generation.next_feed(1))) for generation in decoding]
         for generation, n_tokens in _shares(prompts, self._chunk_tokens(len(prompts) if feeding else None)):
             feeding.append((generation, generation.next_feed(n_tokens)))
         return feeding
@@ -327,10 +337,7 @@ class Scheduler:
         self._leave(generation)
 
     def _note_time(self, feeds: Sequence[Feed], seconds: float) -> None:
-        if len(feeds) == 1:
-            n_tokens = len(feeds[0].tokens) + len(feeds[0].draft)
-            if feeds[0].sampling is not None and len(feeds[0].tokens) == 1:
-                self._times.note(n_tokens, seconds)
+        self._guessing.note(feeds, seconds)
         n_fed = sum(len(feed.tokens) for feed in feeds)
         if n_fed >= LEAST_CHUNK_TOKENS:
             per_token = seconds / n_fed
