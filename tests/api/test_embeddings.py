@@ -19,7 +19,7 @@ from edgellm.checkpoint import open_checkpoint
 from edgellm.cli.words import receipt_line
 from edgellm.convert import pipeline
 from edgellm.convert.quality_embeddings import GOLDEN_TEXTS
-from edgellm.errors import BadInputError, QualityError, SpecError, UnsupportedError
+from edgellm.errors import BadInputError, ContextOverflowError, QualityError, SpecError, UnsupportedError
 from edgellm.native.llama import LlamaModel, LlamaOptions
 from edgellm.protocols import Pooling
 from tests.support import oracle
@@ -193,14 +193,63 @@ def test_bounds_of_the_other_kind_are_refused_before_anything_is_written(
 
 
 def test_an_embedding_model_generates_no_text(artifact: Artifact) -> None:
-    with pytest.raises(UnsupportedError, match="generates no text"):
-        api.load(artifact.path)
+    with (
+        api.load(artifact.path) as model,
+        pytest.raises(UnsupportedError, match="an embedding model: it generates no text"),
+    ):
+        model.generate("hello")
     with pytest.raises(UnsupportedError, match="generates no text"):
         api.profile(artifact.path)
     for verb in (("run", artifact.path, "hello"), ("chat", artifact.path), ("profile", artifact.path)):
         said = refused(69, *verb)
-        assert "an embedding model (bert): it generates no text" in said[0]
+        assert "an embedding model: it generates no text" in said[0]
         assert said[1].startswith("hint: ")
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_loaded_encoder_embeds_texts(artifact: Artifact, isolate: bool) -> None:
+    assert artifact.receipt is not None
+    golden = artifact.receipt.golden_embeddings
+    assert golden is not None
+    with api.load(artifact.path, isolate=isolate) as model:
+        assert model.context == CONTEXT
+        found = model.embed([record.text for record in golden])
+        assert found.usage.prompt_tokens == sum(len(record.token_ids) for record in golden)
+        for row, record in zip(found.rows, golden, strict=True):
+            np.testing.assert_allclose(row[:8], record.first_values, atol=1e-6)
+        plain = model.embed(golden[0].text, normalize=False).rows[0]
+        np.testing.assert_allclose(plain / np.linalg.norm(plain), found.rows[0], atol=1e-6)
+        with pytest.raises(
+            ContextOverflowError, match=rf"text 1: \d+ tokens do not fit the context of {CONTEXT}"
+        ):
+            model.embed(["short", "The capital of France is Paris. " * 20])
+        with pytest.raises(UnsupportedError, match="generates no text"):
+            model.generate("hello")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("kv_type", "F16"), ("parallel", 2), ("adapters", {"a": "b"}), ("cache_bytes", 0)]
+)
+def test_settings_that_an_encoder_has_no_use_for_are_refused(
+    artifact: Artifact, setting: str, value: object
+) -> None:
+    with pytest.raises(SpecError, match=f"{setting} is .* is an embedding model"):
+        api.load(artifact.path, **{setting: value})  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="pooling is 'max', expected one of model, mean, cls, last"):
+        api.load(artifact.path, pooling="max")  # type: ignore[arg-type]
+
+
+def test_a_file_that_names_no_pooling_needs_one(encoder: Path, artifact: Artifact, tmp_path: Path) -> None:
+    bare = copied(encoder, tmp_path / "bare")
+    (bare / "modules.json").unlink()
+    made = api.convert(bare, quant="Q8_0", output=tmp_path / "out")
+    with pytest.raises(UnsupportedError, match="does not say how"):
+        api.load(made.path)
+    text = GOLDEN_TEXTS[0]
+    with api.load(made.path, pooling="mean") as model, api.load(artifact.path) as named:
+        np.testing.assert_array_equal(model.embed(text).rows, named.embed(text).rows)
+    with api.load(made.path, pooling="cls") as model, api.load(artifact.path) as named:
+        assert np.abs(model.embed(text).rows - named.embed(text).rows).max() > 0.01
 
 
 def test_an_importance_matrix_sees_every_token_of_every_layer(encoder: Path, tmp_path: Path) -> None:

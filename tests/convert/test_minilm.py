@@ -118,6 +118,16 @@ def test_embeddings_equal_those_of_transformers(
     assert float((reference * seen).sum(axis=1).min()) > COSINE[quant]
 
 
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_loaded_model_embeds_texts_as_transformers_does(
+    isolate: bool, artifact: Artifact, reference: Array, ids: list[list[int]]
+) -> None:
+    with api.load(artifact.path, isolate=isolate) as model:
+        found = model.embed(SENTENCES)
+    assert float((reference * found.rows).sum(axis=1).min()) > COSINE["F32"]
+    assert found.usage.prompt_tokens == sum(map(len, ids))
+
+
 def test_the_receipt_says_how_far_the_embeddings_moved(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
 from edgellm.native.llama import LlamaModel, LlamaOptions
-from edgellm.protocols import AskedPooling, Observation
-from tests.support import tiny_models
+from edgellm.protocols import AskedPooling, Feed, Observation
+from tests.support import tiny_llama, tiny_models
 from tests.support.families.row import with_header
 from tests.support.tiny_bert import CONTEXT, VOCAB_SIZE, WIDTH, random_tensors, write_tiny_bert
 
@@ -107,6 +108,37 @@ def test_a_model_that_generates_text_does_not_embed(smollm2_gguf: Path) -> None:
     model = LlamaModel(smollm2_gguf, OPTIONS)
     with pytest.raises(UnsupportedError, match="generates text"):
         model.open_embedder(context=64)
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    return tiny_llama.write_f32(
+        tiny_llama.read_source(tiny_llama.write_tiny_llama(folder / "m")), folder / "m.gguf"
+    )
+
+
+@pytest.mark.parametrize("n_ubatch", [512, 8])
+def test_a_model_that_generates_text_embeds_where_a_pooling_is_named(decoder: Path, n_ubatch: int) -> None:
+    """What its head makes of the state of a token is that token's logits, and of a mean of states their mean."""
+    model = LlamaModel(decoder, LlamaOptions(n_threads=1, n_ubatch=n_ubatch, n_batch=512))
+    (entry,) = [t for t in GGUFReader(decoder).tensors if t.name == "output.weight"]
+    head = np.asarray(entry.data, dtype=np.float32)
+    batcher = model.open(context=64)
+    ids = [5, 9, 300, 17, 5, 64, 31, 32, 33, 34, 35, 36, 90, 91, 7, 2, 11, 100, 101, 102]
+    logits = batcher.step([Feed(sequence=0, tokens=ids, want="all")])[0].logits
+    assert logits is not None
+    expected = {"last": logits[-1], "mean": logits.mean(axis=0), "cls": logits[0]}
+    pooling: AskedPooling
+    for pooling in ("last", "mean", "cls"):
+        embedder = model.open_embedder(context=64, pooling=pooling)
+        first = embedder.embed(ids)
+        np.testing.assert_allclose(head @ first[0], expected[pooling], atol=2e-3)
+        embedder.embed(ids[:3])
+        np.testing.assert_array_equal(embedder.embed(ids), first)
+        embedder.close()
+    batcher.close()
     model.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgellm.runtime.cache_identity import LoadedFiles
@@ -12,7 +13,7 @@ from tests.support.fake_backend import FakeBackend, FakeBatcher
 
 
 def make(
-    script: bytes | None = b"an answer",
+    script: Sequence[int] | None = b"an answer",
     *,
     context: int = 256,
     parallel: int = 1,
@@ -23,18 +24,17 @@ def make(
     **options: Any,
 ) -> Model:
     """A model that says `script`, or what follows from the text before."""
-    manifest = make_manifest()
-    backend = FakeBackend(script, **options)
-    engine = LocalEngine(
-        backend,
-        name=manifest.model,
-        context=context,
-        parallel=parallel,
-        max_queue=max_queue,
-        cache_bytes=cache_bytes,
-        files=files,
+    return over(
+        FakeBackend(script, **options),
+        context=context, parallel=parallel, max_queue=max_queue, cache_bytes=cache_bytes, files=files,
         draft=draft,
-    )
+    )  # fmt: skip
+
+
+def over(backend: FakeBackend, *, context: int = 256, **options: Any) -> Model:
+    """A model over this backend."""
+    manifest = make_manifest()
+    engine = LocalEngine(backend, name=manifest.model, context=context, **options)
     return Model(engine, manifest)
 
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from edgellm.errors import EdgeLLMError, NativeCrash, SpecError
-from edgellm.runtime import isolate, wire
+from edgellm.runtime import isolate, remote_ticket, wire
 from edgellm.runtime.isolate import IsolatedEngine
 from edgellm.runtime.model import Model
 from tests.samples import make_manifest
@@ -65,7 +65,7 @@ def test_a_context_below_nothing_is_no_context() -> None:
 def test_a_flood_that_nobody_reads_ends_the_child_before_the_memory(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolate, "_MAX_UNREAD_BYTES", 32 << 20)
+    monkeypatch.setattr(remote_ticket, "_MAX_UNREAD_BYTES", 32 << 20)
     with start(kind) as model:
         child = psutil.Process(pid_of(model))
         before = psutil.Process().memory_info().rss

@@ -21,7 +21,7 @@ from edgellm.errors import (
     ResourceError,
     SpecError,
 )
-from edgellm.runtime import isolate
+from edgellm.runtime import isolate, remote_ticket
 from edgellm.runtime.isolate import IsolatedEngine
 from edgellm.runtime.model import Model
 from tests.runtime.engines import make
@@ -134,7 +134,7 @@ def test_a_child_that_dies_while_loading_is_a_crash_at_once() -> None:
 
 
 def test_what_is_not_read_stops_the_child_and_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolate, "_ACKNOWLEDGE_EVERY", 8)
+    monkeypatch.setattr(remote_ticket, "_ACKNOWLEDGE_EVERY", 8)
     with start(b"stall", hang_s=2.5) as model:
         stream = model.stream("ab", temperature=0, speculate=False)
         first = engine_of(model).pid

@@ -88,7 +88,7 @@ def test_calls_and_results_are_plain_messages_for_other_templates() -> None:
     ]
     assert render(templates.NO_TOOLS, again, given=[]) == (
         '<|user|>Hello<|assistant|>{"name": "get_weather", "arguments": {"city": "Århus"}}'
-        "<|user|>Result of abcdefghi:\nrain, 9 °C\n\nResult of now:\n12:00<|user|>Thanks<|assistant|>"
+        "<|user|>Result of get_weather:\nrain, 9 °C\n\nResult of now:\n12:00<|user|>Thanks<|assistant|>"
     )
 
 

@@ -14,8 +14,8 @@ from edgellm.process.channel import read_message
 from edgellm.protocols import Feed, Sampled
 from edgellm.runtime import engine_process
 from edgellm.runtime.cache_identity import LoadedFiles
-from edgellm.runtime.engine import LocalEngine
-from tests.support.fake_backend import FakeBackend, FakeBatcher
+from edgellm.runtime.engine import EmbeddingEngine, LocalEngine
+from tests.support.fake_backend import FakeBackend, FakeBatcher, FakeEmbedder
 
 CALL = "call"
 SCRIPTS = {b"crash": "SIGSEGV", b"abort": "SIGABRT", b"hang": "", b"phone": CALL, b"gobble": ""}
@@ -49,20 +49,26 @@ class Misbehaving(FakeBackend):
         plain = batcher.step
 
         def step(feeds: Sequence[Feed]) -> list[Sampled]:
-            for word, name in SCRIPTS.items():
-                if any(word in bytes(t for t in feed.tokens if t < 256) for feed in feeds):
-                    if word == b"gobble":
-                        gobble()
-                    if not name:
-                        time.sleep(600)
-                    if name == CALL:
-                        call_home()
-                        continue
-                    os.kill(os.getpid(), signal.Signals[name])
+            for feed in feeds:
+                misbehave(feed.tokens)
             return plain(feeds)
 
         batcher.step = step  # type: ignore[method-assign]
         return batcher
+
+
+def misbehave(tokens: Sequence[int]) -> None:
+    """Die or hang where the text says so."""
+    for word, name in SCRIPTS.items():
+        if word in bytes(token for token in tokens if token < 256):
+            if word == b"gobble":
+                gobble()
+            if not name:
+                time.sleep(600)
+            if name == CALL:
+                call_home()
+                continue
+            os.kill(os.getpid(), signal.Signals[name])
 
 
 def main() -> None:
@@ -80,6 +86,11 @@ def main() -> None:
     if first == b"stall":  # waits early for a consumer that does not read
         engine_process.MAX_UNREAD = 64
         first = b"x" * 900
+    if first == b"embed":
+        FakeEmbedder.before_text = staticmethod(misbehave)  # type: ignore[method-assign]
+        encoder = FakeBackend(pooling="mean", chat_template=None)
+        engine_process.serve(EmbeddingEngine(encoder, name="tiny", context=64), sys.stdin.buffer, answers)
+        return
     script = first or None
     backend = Misbehaving(None if script == b"any" else script)
     files = LoadedFiles(Path(__file__))

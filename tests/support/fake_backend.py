@@ -1,7 +1,7 @@
 """A model in 150 lines of Python that keeps the Backend contract: its tokens are bytes, its logits follow from the text.
 
 The most likely next token depends on all tokens before it, so a cache that holds the wrong tokens shows. `script`
-makes it say something known: each generation then draws these bytes one by one, and the end token after them.
+makes it say something known: each generation then draws these tokens one by one, and the end token after them.
 `sharpness` multiplies the logits: the best token stays, and becomes more probable.
 """
 
@@ -23,6 +23,7 @@ from edgellm.protocols import (
     FloatArray,
     Observation,
     Observer,
+    Pooling,
     Sampled,
     SamplingParams,
 )
@@ -48,14 +49,16 @@ class FakeBackend:
 
     def __init__(
         self,
-        script: bytes | None = None,
+        script: Sequence[int] | None = None,
         *,
         chat_template: str | None = TEMPLATE,
         add_bos: bool = True,
         bos_id: int | None = BOS,
         can_truncate: bool = True,
         sharpness: float = 1.0,
+        pooling: Pooling | None = None,
     ) -> None:
+        self.pooling = pooling
         self.script = script
         self.sharpness = sharpness
         self.vocab_size = VOCAB_SIZE
@@ -109,7 +112,34 @@ class FakeBackend:
     def open_embedder(
         self, *, context: int, pooling: AskedPooling = "model", observer: Observer | None = None
     ) -> Embedder:
-        raise UnsupportedError("this model generates text")
+        if self.pooling is None:
+            raise UnsupportedError("this model generates text")
+        return FakeEmbedder(context, self.pooling if pooling == "model" else pooling)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeEmbedder:
+    """Rows that follow from the tokens. `before_text` may raise or wait, as native code may."""
+
+    before_text: Callable[[Sequence[int]], None] = staticmethod(lambda _: None)
+
+    def __init__(self, context: int, pooling: Pooling) -> None:
+        self.context, self.pooling = context, pooling
+        self.embedding_size, self.vocab_size = 32, VOCAB_SIZE
+        self.closed = False
+
+    def embed(self, tokens: Sequence[int], *, normalize: bool = False) -> FloatArray:
+        if self.closed:
+            raise RuntimeError("this embedder is closed")
+        if not tokens or not all(0 <= token < VOCAB_SIZE for token in tokens):
+            raise ValueError("no tokens, or one outside the vocabulary")
+        if len(tokens) > self.context:
+            raise ContextOverflowError(f"{len(tokens)} tokens do not fit the context of {self.context}")
+        self.before_text(tokens)
+        row: FloatArray = input_rows(tokens).mean(axis=0, keepdims=True)
+        return row / np.float32(np.linalg.norm(row)) if normalize else row
 
     def close(self) -> None:
         self.closed = True
@@ -255,7 +285,7 @@ class _Sampler:
         self._rng = np.random.default_rng(params.seed)
         self._n_drawn = 0
 
-    def draw(self, logits: FloatArray, script: bytes | None) -> int:
+    def draw(self, logits: FloatArray, script: Sequence[int] | None) -> int:
         self._n_drawn += 1
         if script is not None:
             return script[self._n_drawn - 1] if self._n_drawn <= len(script) else END

@@ -314,7 +314,8 @@ class Backend(Protocol):
         """Turn texts of up to `context` tokens into embeddings.
 
         Raises:
-            UnsupportedError: the model generates text, or an observer was given and this backend cannot.
+            UnsupportedError: the model generates text and no pooling is named, or an observer was given and this backend
+                cannot.
         """
         ...
 

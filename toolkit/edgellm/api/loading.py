@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, TypedDict, Unpack
+from typing import IO, Any, Literal, TypedDict, Unpack, get_args
 
 import msgspec
 
@@ -14,12 +14,15 @@ from edgellm.errors import ArtifactError, SpecError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.records import Record, from_json, to_json
 from edgellm.native.llama import LlamaModel, LlamaOptions
-from edgellm.runtime.engine import HANG_S, LocalEngine
+from edgellm.runtime.engine import HANG_S, EmbeddingEngine, LocalEngine
 from edgellm.runtime.model import Model
 from edgellm.runtime.scheduler import MAX_QUEUE
 
 CACHE_BYTES = 256 * 1024**2
 ENGINE_VERB = "_engine"
+Pooling = Literal["model", "mean", "cls", "last"]
+# Settings that say nothing to an encoder, which keeps no cache and computes one text after the other.
+_OF_GENERATION = ("kv_type", "draft", "adapters", "parallel", "max_queue", "cache_bytes")
 
 
 class LoadSpec(Record):
@@ -36,6 +39,7 @@ class LoadSpec(Record):
     parallel: int = 1
     max_queue: int = MAX_QUEUE
     cache_bytes: int = CACHE_BYTES
+    pooling: Pooling = "model"
 
 
 class Settings(TypedDict, total=False):
@@ -53,6 +57,7 @@ class Settings(TypedDict, total=False):
         parallel: generations at once; each has `context` tokens of its own.
         max_queue: requests that may wait for a place.
         cache_bytes: memory for earlier prompts, beyond those that are still in place; 0 keeps none.
+        pooling: how `embed` makes one row of a text: as the model's file says (`model`), or by `mean`, `cls` or `last`.
     """
 
     context: int | None
@@ -65,6 +70,7 @@ class Settings(TypedDict, total=False):
     parallel: int
     max_queue: int
     cache_bytes: int
+    pooling: Pooling
 
 
 def load(
@@ -77,7 +83,7 @@ def load(
     check: bool = True,
     **settings: Unpack[Settings],
 ) -> Model:
-    """Load an artifact (or a .gguf, or builtin:smollm2) for generation.
+    """Load an artifact (or a .gguf, or builtin:smollm2) for generation; an encoder for embeddings.
 
     Args:
         isolate: run the native code in a supervised child: a crash there is an exception here, and the next request
@@ -91,8 +97,9 @@ def load(
 
     Raises:
         MissingInputError, BadInputError, ArtifactError: nothing there, or not a sound model.
-        SpecError: the draft model has another vocabulary.
-        UnsupportedError: it gives embeddings; or it has a cache that a draft model does not go with.
+        SpecError: a setting out of bounds, or one that an encoder has no use for; the draft model has another vocabulary.
+        UnsupportedError: an encoder whose file names no pooling, and none was given; or a cache that a draft model does
+            not go with.
         BackendError: the native library is absent or refuses the model; or the file is quarantined.
         ResourceError: the context takes more memory than is free.
         NativeCrash: the child died while loading, isolated or trying the file first.
@@ -101,6 +108,7 @@ def load(
     spec = _spec(path, settings)
     artifacts = _artifacts(spec)
     opened = artifacts[0]
+    _check_of_encoder(spec, opened)
     files = [Path(each.model_path) for each in artifacts]
 
     def check_quarantine() -> None:
@@ -126,7 +134,9 @@ def load(
     return Model(engine, opened.manifest)
 
 
-def load_engine(spec: LoadSpec, artifacts: Sequence[Artifact] = (), *, check: bool = False) -> LocalEngine:
+def load_engine(
+    spec: LoadSpec, artifacts: Sequence[Artifact] = (), *, check: bool = False
+) -> LocalEngine | EmbeddingEngine:
     """The engine in this process; errors as in `load`.
 
     Args:
@@ -146,6 +156,8 @@ def load_engine(spec: LoadSpec, artifacts: Sequence[Artifact] = (), *, check: bo
                 f"{opened.path}: the manifest allows a context of {context}, the model was trained for {backend.context_train}",
                 hint="convert the model again, or give --context",
             )
+        if models.is_encoder(opened):
+            return models.make_embedding_engine(backend, opened, context=context, pooling=spec.pooling)
         for name, place in adapters.items():
             backend.load_adapter(name, place)
         if drafts:
@@ -153,7 +165,7 @@ def load_engine(spec: LoadSpec, artifacts: Sequence[Artifact] = (), *, check: bo
             draft = _open_backend(spec, drafts[0], [], check=check)
         return models.make_engine(
             backend, opened, context=context, parallel=spec.parallel, max_queue=spec.max_queue,
-            cache_bytes=spec.cache_bytes, adapters=adapters, draft=draft,
+            cache_bytes=spec.cache_bytes, adapters=adapters, draft=draft, pooling=spec.pooling,
         )  # fmt: skip
     except BaseException:
         backend.close()
@@ -164,11 +176,10 @@ def load_engine(spec: LoadSpec, artifacts: Sequence[Artifact] = (), *, check: bo
 
 def _artifacts(spec: LoadSpec) -> list[Artifact]:
     """What is to be loaded: the model, and the draft model where there is one."""
-    found = []
-    for path in (spec.path, spec.draft):
-        if path is not None:
-            found.append(models.open_artifact(path))
-            models.check_generates(found[-1])
+    found = [models.open_artifact(spec.path)]
+    if spec.draft is not None:
+        found.append(models.open_artifact(spec.draft))
+        models.check_generates(found[-1])
     return found
 
 
@@ -213,6 +224,9 @@ def _spec(path: str | Path, settings: Settings) -> LoadSpec:
     unknown = sorted(set(settings) - set(Settings.__annotations__))
     if unknown:
         raise TypeError(f"unknown setting {unknown[0]!r}")
+    pooling = settings.get("pooling", "model")
+    if pooling not in get_args(Pooling):
+        raise SpecError(f"pooling is {pooling!r}, expected one of {', '.join(get_args(Pooling))}")
     given: dict[str, Any] = {**settings}
     draft = settings.get("draft")
     given["draft"] = str(draft) if isinstance(draft, Path) else draft
@@ -229,3 +243,13 @@ def _spec(path: str | Path, settings: Settings) -> LoadSpec:
         if not low <= value <= high:
             raise SpecError(f"{name} is {value}, outside {low} to {high}")
     return spec
+
+
+def _check_of_encoder(spec: LoadSpec, opened: Artifact) -> None:
+    default = LoadSpec(path=spec.path)
+    given = [name for name in _OF_GENERATION if getattr(spec, name) != getattr(default, name)]
+    if given and models.is_encoder(opened):
+        raise SpecError(
+            f"{given[0]} is {getattr(spec, given[0])!r}, but {opened.path} is an embedding model: it has no use for that",
+            hint="leave it out",
+        )

@@ -16,9 +16,9 @@ from edgellm.formats import gguf, gguf_vocab
 from edgellm.formats.gguf_checked import read_checked
 from edgellm.formats.gguf_model import ENCODERS, read_hyperparameters
 from edgellm.native.llama import LlamaModel, LlamaOptions
-from edgellm.protocols import Backend
+from edgellm.protocols import AskedPooling, Backend
 from edgellm.runtime.cache_identity import LoadedFiles
-from edgellm.runtime.engine import LocalEngine
+from edgellm.runtime.engine import EmbeddingEngine, LocalEngine, generates_no_text
 from edgellm.runtime.scheduler import MAX_QUEUE
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def make_engine(
     parallel: int = 1,
     max_queue: int = MAX_QUEUE,
     cache_bytes: int = 0,
+    pooling: AskedPooling = "model",
     adapters: Mapping[str, Path] | None = None,
     draft: Backend | None = None,
 ) -> LocalEngine:
@@ -172,12 +173,28 @@ def make_engine(
         adapters: name -> file of what was loaded with it.
         draft: a draft model, which the engine closes too.
     """
-    tokenizer_path = Path(opened.tokenizer_path) if opened.tokenizer_path else None
     return LocalEngine(
-        backend, name=opened.manifest.model, context=context, tokenizer_path=tokenizer_path, parallel=parallel,
-        max_queue=max_queue, cache_bytes=cache_bytes, files=LoadedFiles(Path(opened.model_path), adapters),
-        draft=draft,
+        backend, name=opened.manifest.model, context=context, tokenizer_path=_tokenizer_path(opened), parallel=parallel,
+        max_queue=max_queue, cache_bytes=cache_bytes, pooling=pooling,
+        files=LoadedFiles(Path(opened.model_path), adapters), draft=draft,
     )  # fmt: skip
+
+
+def make_embedding_engine(
+    backend: Backend, opened: Artifact, *, context: int, pooling: AskedPooling = "model"
+) -> EmbeddingEngine:
+    """A loaded encoder, which the engine closes; errors as of `EmbeddingEngine`."""
+    return EmbeddingEngine(
+        backend,
+        name=opened.manifest.model,
+        context=context,
+        tokenizer_path=_tokenizer_path(opened),
+        pooling=pooling,
+    )
+
+
+def _tokenizer_path(opened: Artifact) -> Path | None:
+    return Path(opened.tokenizer_path) if opened.tokenizer_path else None
 
 
 def check_generates(opened: Artifact) -> None:
@@ -186,11 +203,13 @@ def check_generates(opened: Artifact) -> None:
     Raises:
         UnsupportedError: it gives embeddings.
     """
-    if opened.manifest.architecture in ENCODERS:
-        raise UnsupportedError(
-            f"{opened.path}: an embedding model ({opened.manifest.architecture}): it generates no text",
-            hint=f"choose a model that does; edgellm verify {opened.path} --reference MODEL checks its embeddings",
-        )
+    if is_encoder(opened):
+        raise generates_no_text(opened.path)
+
+
+def is_encoder(opened: Artifact) -> bool:
+    """Whether it gives embeddings and generates no text."""
+    return opened.manifest.architecture in ENCODERS
 
 
 def options_for(

@@ -56,6 +56,7 @@ def command(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for input())
     with api.load(artifact, **engine.settings) as model:
+        model.check_generates()
         if not model.has_chat_template:
             raise SpecError(
                 f"{artifact} has no chat template", hint=f"use: edgellm run --raw {artifact} TEXT"

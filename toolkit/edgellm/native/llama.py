@@ -205,7 +205,8 @@ class LlamaModel:
         """Turn texts of up to `context` tokens into embeddings, pooled as the file says or as asked for.
 
         Raises:
-            UnsupportedError: this model generates text, or its activations cannot be shown to an observer.
+            UnsupportedError: this model generates text and no pooling is named, or its activations cannot be shown to an
+                observer.
         """
         self._check_open()
         return LlamaEmbedder(self._model, self.options, context=context, pooling=pooling, observer=observer)

@@ -1,6 +1,7 @@
 """Embeddings by llama.cpp: the states of a text's tokens, or one row for the whole text.
 
-For models that keep no KV cache (BERT and its kin): each text is one native call, and every token sees all others.
+Each text is one native call. Encoders (BERT and its kin) keep no KV cache, and every token sees all others; a model that
+generates text embeds too, where it is said how its states become one row, and its cache is emptied before each text.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
+from edgellm.formats.gguf_model import ENCODERS
 from edgellm.native.llama_library import bindings, failure, forget_errors, last_error
 from edgellm.native.llama_observer import GraphObserver
 from edgellm.native.llama_options import FLASH_ATTENTION, LlamaOptions
@@ -27,8 +29,8 @@ class LlamaEmbedder:
 
     Raises:
         ValueError: a context outside 1 to what the model was trained for, where its table of positions ends.
-        UnsupportedError: the model generates text, or ranks instead of embedding; or an observer was given, and this
-            llama.cpp lays out its tensors differently.
+        UnsupportedError: the model generates text, and neither the file nor the caller names a pooling; or it ranks instead
+            of embedding; or an observer was given, and this llama.cpp lays out its tensors differently.
     """
 
     def __init__(
@@ -50,6 +52,10 @@ class LlamaEmbedder:
         self.embedding_size: int = lib.llama_model_n_embd_out(handle)
         self.vocab_size: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(handle))
         params = _parameters(lib, options, context, pooling)
+        self._n_batch = context
+        if _takes_the_last_state(lib, handle, pooling):
+            # No state depends on a later part of the text. Buffers for logits, which nobody reads, grow with the part.
+            self._n_batch = params.n_batch = params.n_ubatch = min(context, options.n_ubatch)
         self._observer = GraphObserver(observer) if observer else None
         if self._observer:
             params.cb_eval = self._observer.callback
@@ -59,10 +65,14 @@ class LlamaEmbedder:
             raise failure(
                 f"llama.cpp cannot make a context of {context} tokens", hint="try a smaller --context"
             )
-        if lib.llama_get_memory(self._ctx):
-            self.close()
-            raise UnsupportedError("this model generates text; embeddings need an encoder such as BERT")
+        self._memory = lib.llama_get_memory(self._ctx)
         number = lib.llama_pooling_type(self._ctx)
+        if self._memory and number == _NUMBERS["none"]:
+            self.close()
+            raise UnsupportedError(
+                "this model generates text, and its file names no pooling for embeddings",
+                hint='use an encoder such as BERT, or say how it was trained: edgellm.load(..., pooling="last")',
+            )
         if number not in POOLING_NAMES:
             self.close()
             raise UnsupportedError("this model ranks texts instead of embedding them")
@@ -103,14 +113,21 @@ class LlamaEmbedder:
         return tokens
 
     def _run(self, tokens: Sequence[int]) -> FloatArray:
-        ids = (ctypes.c_int32 * len(tokens))(*tokens)
+        compute = self._lib.llama_encode
+        if self._memory:
+            compute = self._lib.llama_decode
+            self._lib.llama_memory_clear(self._memory, True)
+        for start in range(0, len(tokens), self._n_batch):
+            part = tokens[start : start + self._n_batch]
+            ids = (ctypes.c_int32 * len(part))(*part)  # the batch points to it, and does not keep it
+            batch = self._lib.llama_batch_get_one(ids, len(part))
 
-        def encode() -> int:
-            return int(self._lib.llama_encode(self._ctx, self._lib.llama_batch_get_one(ids, len(tokens))))
+            def encode(batch: Any = batch) -> int:
+                return int(compute(self._ctx, batch))
 
-        code = self._observer.run(encode) if self._observer else encode()
-        if code:
-            raise BackendError(f"llama_encode failed with code {code}: {last_error()}")
+            code = self._observer.run(encode) if self._observer else encode()
+            if code:
+                raise BackendError(f"llama.cpp failed with code {code}: {last_error()}")
         n_rows = len(tokens) if self.pooling == "none" else 1
         if self.pooling == "none":
             pointer = self._lib.llama_get_embeddings(self._ctx)
@@ -136,6 +153,23 @@ def unit_rows(rows: FloatArray) -> FloatArray:
     """Every row scaled to length 1; a row of zeros stays."""
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     return (rows / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+
+
+def _takes_the_last_state(lib: Any, handle: Any, pooling: AskedPooling) -> bool:
+    """Whether the embedding is the state of the last token, which sees those before, and they not it."""
+
+    def header(key: str) -> str:
+        buffer = ctypes.create_string_buffer(64)
+        n = lib.llama_model_meta_val_str(handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if n > 0 else ""
+
+    architecture = header("general.architecture")
+    asked = header(f"{architecture}.pooling_type") if pooling == "model" else str(_NUMBERS[pooling])
+    return (
+        architecture not in ENCODERS
+        and header(f"{architecture}.attention.causal") != "false"
+        and asked == str(_NUMBERS["last"])
+    )
 
 
 def _parameters(lib: Any, options: LlamaOptions, context: int, pooling: AskedPooling) -> Any:

@@ -9,21 +9,23 @@ from typing import IO
 
 from edgellm.process.channel import read_message, write_message
 from edgellm.runtime import wire
-from edgellm.runtime.engine import LocalEngine
+from edgellm.runtime.engine import EmbeddingEngine, LocalEngine
 from edgellm.runtime.request import Piece
 from edgellm.runtime.ticket import MAX_UNREAD, Ticket
 
 ALIVE_EVERY_S = 1.0
-METHODS = ("tokenize", "encode", "counts", "load_cache")
+METHODS = ("tokenize", "encode", "embed", "counts", "load_cache")
 # A prompt or a constraint that takes long to prepare keeps no other request waiting, and no cancelling.
 N_PREPARING = 4
+
+Served = LocalEngine | EmbeddingEngine
 
 
 class _Sending(Ticket):
     """A ticket whose consumer is in the other process."""
 
     def __init__(self, service: _Service, number: int) -> None:
-        super().__init__(on_cancel=service.engine.scheduler.wake, on_taken=service.engine.scheduler.wake)
+        super().__init__(on_cancel=service.engine.wake, on_taken=service.engine.wake)
         self._service, self._number = service, number
         self._n_put = self._n_taken = 0  # each is changed by one thread only
 
@@ -50,7 +52,7 @@ class _Sending(Ticket):
 
 
 class _Service:
-    def __init__(self, engine: LocalEngine, descriptor: int) -> None:
+    def __init__(self, engine: Served, descriptor: int) -> None:
         self.engine = engine
         self._descriptor = descriptor
         self._tickets: dict[int, _Sending] = {}
@@ -127,16 +129,15 @@ class _Service:
 
     def say_alive(self) -> None:
         """Where work goes on, or there is none; waiting for a consumer that does not read is no work."""
-        scheduler = self.engine.scheduler
-        seen = (scheduler.counts().n_steps, self._n_prepared)
-        steps = scheduler.is_waiting or seen[0] != self._seen[0]
+        seen = (self.engine.counts().n_steps, self._n_prepared)
+        steps = self.engine.is_waiting or seen[0] != self._seen[0]
         prepares = self._n_begun == seen[1] or seen[1] != self._seen[1]
         self._seen = seen
         if steps and prepares:
             self.send(wire.Alive())
 
 
-def serve(engine: LocalEngine, requests: IO[bytes], answers: int) -> None:
+def serve(engine: Served, requests: IO[bytes], answers: int) -> None:
     """Serve one engine until its requests end, then close it.
 
     Args:

@@ -15,6 +15,7 @@ from edgellm.runtime.request import FinishReason, Piece, Request, TokenLogprob, 
 from edgellm.runtime.speculation import MAX_DRAFT, Draft, Drafter
 from edgellm.runtime.text import TextAssembler
 from edgellm.runtime.ticket import Ticket
+from edgellm.runtime.tool_use import CallReader
 
 
 class Generation:
@@ -23,6 +24,7 @@ class Generation:
     Args:
         ids: the prompt, as it will be fed.
         started_s: when it was asked for (perf_counter).
+        calls: finds calls of functions in the answer; None where all is text.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Generation:
         started_s: float,
         n_dropped: int = 0,
         constraint: TokenConstraint | None = None,
+        calls: CallReader | None = None,
     ) -> None:
         self.request, self.ids, self.ticket = request, ids, ticket
         self.adapters: Adapters = tuple(sorted(request.adapters.items()))
@@ -44,7 +47,8 @@ class Generation:
         self.sequence = -1
         self.n_dropped = n_dropped
         self._backend = backend
-        self._text = TextAssembler(request.stop)
+        self._text = TextAssembler(request.stop, calls.parser if calls else None)
+        self._marks = calls.marks if calls else {}
         self._to_feed: Sequence[int] = ids
         self._draft = Draft()
         self._n_cached = 0
@@ -145,13 +149,8 @@ class Generation:
             if self._backend.is_end(token):
                 reason = "stop"
             else:
-                shown += self._text.push(self._backend.token_bytes(token))
-                if self._text.stopped:
-                    reason = "stop"
-                elif self._n_drawn >= self.budget:
-                    reason = "length"
-                elif len(ids) == len(tokens) and self.constraint and self.constraint.is_complete:
-                    reason = "stop"
+                shown += self._text.push(self._marks.get(token) or self._backend.token_bytes(token))
+                reason = self._end(is_last=len(ids) == len(tokens))
             if reason:
                 break
         self._to_feed = tokens[-1:]
@@ -159,8 +158,11 @@ class Generation:
             self.drafter.extend(ids)
         logprobs = self._logprobs(rows, ids)
         if reason is None:
-            self.ticket.put(Piece(text=shown, token_ids=ids, logprobs=logprobs))
+            calls = self._text.take_calls()
+            self.ticket.put(Piece(text=shown, token_ids=ids, logprobs=logprobs, tool_calls=calls))
             return False
+        if reason == "stop" and self._text.n_calls:
+            reason = "tool_calls"
         self.ticket.put(
             Piece(
                 text=shown + self._text.finish(),
@@ -168,9 +170,16 @@ class Generation:
                 finish_reason=reason,
                 usage=self._usage(),
                 logprobs=logprobs,
+                tool_calls=self._text.take_calls(),
             )
         )
         return True
+
+    def _end(self, *, is_last: bool) -> FinishReason | None:
+        """Why the answer ends with the token that was just taken; the constraint has seen all up to the last."""
+        if self._text.is_over or (is_last and self.constraint and self.constraint.is_complete):
+            return "stop"
+        return "length" if self._n_drawn >= self.budget else None
 
     def _logprobs(self, rows: FloatArray | None, ids: list[int]) -> list[TokenLogprob] | None:
         n_top = self.request.top_logprobs

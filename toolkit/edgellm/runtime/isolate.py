@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from edgellm import process
 from edgellm.errors import BackendError, EdgeLLMError, NativeCrash, NetworkAttemptError, ResourceError
@@ -23,61 +23,19 @@ from edgellm.process.offline import OfflineProof, Watch
 from edgellm.report import RuntimeInfo
 from edgellm.runtime import wire
 from edgellm.runtime.cache_file import CacheSummary
+from edgellm.runtime.embedding import Embedded, Text
 from edgellm.runtime.engine import HANG_S
 from edgellm.runtime.prompts import Prompt
-from edgellm.runtime.request import Piece, Request
+from edgellm.runtime.remote_ticket import RemoteTicket
+from edgellm.runtime.request import Request
 from edgellm.runtime.scheduler import Counts
-from edgellm.runtime.ticket import MAX_UNREAD, Ticket, own_error
+from edgellm.runtime.ticket import Ticket, own_error
+from edgellm.runtime.tools import Tool
 
+T = TypeVar("T")
 LOAD_TIMEOUT_S = 600.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
-_ACKNOWLEDGE_EVERY = 512
-# An engine of ours stops at MAX_UNREAD and what is in flight.
-_MAX_UNREAD = 4 * MAX_UNREAD
-_MAX_UNREAD_BYTES = 256 * 1024**2
 _GRACE_S = 5.0
-
-
-class _Remote(Ticket):
-    """A ticket whose engine is in the other process; it tells what was read, so that the engine can wait."""
-
-    def __init__(self, channel: Channel, number: int, forget: Callable[[int], None]) -> None:
-        super().__init__(on_cancel=self._tell, on_taken=lambda: None)
-        self._channel, self._number, self._forget = channel, number, forget
-        self._n_taken = 0
-        self._unread_bytes = 0
-        self._counting = threading.Lock()
-
-    @property
-    def is_flooded(self) -> bool:
-        """Whether more lies here than an engine of ours would have sent."""
-        return self.n_unread > _MAX_UNREAD or self._unread_bytes > _MAX_UNREAD_BYTES
-
-    def put(self, piece: Piece | BaseException) -> None:
-        if isinstance(piece, Piece):
-            with self._counting:
-                self._unread_bytes += _about_bytes(piece)
-        super().put(piece)
-
-    def _tell(self) -> None:
-        self._forget(self._number)
-        self._channel.send(wire.encode(wire.Cancel(number=self._number)))
-
-    def take(self, timeout_s: float | None = None) -> Piece:
-        piece = super().take(timeout_s)
-        with self._counting:
-            self._unread_bytes -= _about_bytes(piece)
-        self._n_taken += 1
-        if self._n_taken == _ACKNOWLEDGE_EVERY:
-            self._channel.send(wire.encode(wire.Taken(number=self._number, n_pieces=self._n_taken)))
-            self._n_taken = 0
-        return piece
-
-
-def _about_bytes(piece: Piece) -> int:
-    """What a piece takes in memory, roughly."""
-    n_likely = sum(1 + len(entry.top) for entry in piece.logprobs or ())
-    return 4 * len(piece.text) + 40 * len(piece.token_ids) + 150 * n_likely
 
 
 class IsolatedEngine:
@@ -123,7 +81,7 @@ class IsolatedEngine:
         self._channel: Channel | None = None
         self._ready: queue.SimpleQueue[wire.Ready | Exception] = queue.SimpleQueue()
         self._is_ready = False
-        self._tickets: dict[int, _Remote] = {}
+        self._tickets: dict[int, RemoteTicket] = {}
         self._answers: dict[int, Future[Any]] = {}
         self._heard_s = time.monotonic()
         self._n_crashes_in_row = 0
@@ -149,7 +107,7 @@ class IsolatedEngine:
         """Begin a generation; errors as in `LocalEngine.submit`, and NativeCrash where the child dies meanwhile."""
         channel = self._running()
         number = next(self._numbers)
-        remote = _Remote(channel, number, self._forget)
+        remote = RemoteTicket(channel, number, self._forget)
         self._call(channel, number, wire.Submit(number=number, request=request), remote)
         return remote
 
@@ -157,9 +115,13 @@ class IsolatedEngine:
         """Token ids of a text."""
         return self._understood(wire.token_ids, self._ask("tokenize", text, parse_special))
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt."""
-        return self._understood(wire.token_ids, self._ask("encode", prompt))
+    def encode(self, prompt: Prompt, tools: Sequence[Tool] = ()) -> list[int]:
+        """Token ids of a prompt, with the functions that it shows."""
+        return self._understood(wire.token_ids, self._ask("encode", prompt, list(tools)))
+
+    def embed(self, text: Text, normalize: bool) -> Embedded:
+        """The embedding of one text; errors as in `LocalEngine.embed`, and NativeCrash where the child dies meanwhile."""
+        return self._understood(wire.embedded, self._ask("embed", text, normalize))
 
     def counts(self) -> Counts:
         """What is going on; all zero while there is no child."""
@@ -201,7 +163,7 @@ class IsolatedEngine:
         if counting and counting is not threading.current_thread():
             counting.join()
 
-    def _understood(self, check: Callable[[object], list[int]], value: object) -> list[int]:
+    def _understood(self, check: Callable[[object], T], value: object) -> T:
         """An answer that is what it should be; a child that gives another one is ended."""
         try:
             return check(value)
@@ -218,7 +180,9 @@ class IsolatedEngine:
             channel, number, wire.Ask(number=number, method=method, arguments=list(arguments)), None
         )
 
-    def _call(self, channel: Channel, number: int, message: wire.ToEngine, ticket: _Remote | None) -> Any:
+    def _call(
+        self, channel: Channel, number: int, message: wire.ToEngine, ticket: RemoteTicket | None
+    ) -> Any:
         done: Future[Any] = Future()
         with self._lock:
             if self._channel is not channel:

@@ -3,94 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import os
 import queue
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import msgspec
 
 from edgellm.artifact import Manifest
-from edgellm.errors import BadInputError, SpecError
-from edgellm.protocols import SamplingParams
+from edgellm.errors import SpecError
+from edgellm.formats.gguf_model import ENCODERS
 from edgellm.report import RuntimeInfo
 from edgellm.runtime import arguments, session_file
 from edgellm.runtime.cache_file import CacheSummary
-from edgellm.runtime.constraints import ConstraintSpec
-from edgellm.runtime.engine import Engine
+from edgellm.runtime.embedding import Batch, Embeddings, Texts, checked_texts
+from edgellm.runtime.engine import Engine, generates_no_text
+from edgellm.runtime.options import ANY_MESSAGES, Options, make_request, saved_options
 from edgellm.runtime.prompts import Prompt
-from edgellm.runtime.request import Completion, Overflow, Piece, Request, completion
+from edgellm.runtime.request import Completion, Piece, completion
 from edgellm.runtime.scheduler import Counts
 from edgellm.runtime.session import Session, restore
 from edgellm.runtime.ticket import CancelledError, Ticket
+from edgellm.runtime.tools import Tool, check_tools
 
 if TYPE_CHECKING:
     from edgellm.process.offline import OfflineProof
 
 R = TypeVar("R")
-
-
-class Options(TypedDict, total=False):
-    """Keyword arguments of a generation.
-
-    Attributes:
-        max_tokens: most tokens to draw; None goes on to the end of the answer or of the context.
-        temperature: 0 takes the most likely token each time; 0.8 by default.
-        top_k, top_p, min_p: keep the k best (40); the smallest set with probability p (0.95); what is at least min_p
-            times as likely as the best (0.05).
-        repeat_penalty: divides the logits of tokens seen lately; 1 by default, which is none.
-        presence_penalty, frequency_penalty: taken off their logits, once and once for each time; 0 by default.
-        logit_bias: token -> what is added to its logit.
-        seed: the same seed gives the same text; None draws one.
-        stop: texts that end the generation; they are not part of it.
-        cache_prompt: reuse the KV cache of an earlier prompt that begins alike.
-        owner: whose prompt this is: caches are never shared between owners, and owners take turns.
-        deadline_s: seconds after which it ends with a DeadlineError.
-        overflow: what happens where the context is too small: `error`, `shift` or `middle`.
-        keep_tokens: tokens at the beginning that `shift` and `middle` keep.
-        json_schema: the text is JSON that fits this schema (a dict, or its text).
-        regex, grammar: the text fits this regular expression; this grammar in llguidance's notation or in GBNF.
-        top_logprobs: log-probabilities of what is drawn, and of that many likely tokens beside.
-        adapters: name -> scale of LoRA adapters that were loaded with the model.
-        speculate: whether guesses may be tried; they never change the text.
-    """
-
-    max_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repeat_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: dict[int, float]
-    seed: int | None
-    stop: Sequence[str]
-    cache_prompt: bool
-    owner: str
-    deadline_s: float | None
-    overflow: Overflow
-    keep_tokens: int
-    json_schema: dict[str, Any] | str | None
-    regex: str | None
-    grammar: str | None
-    top_logprobs: int | None
-    adapters: dict[str, float]
-    speculate: bool
-
-
-_SAMPLING: dict[str, Any] = {
-    "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0, "presence_penalty": 0.0,
-    "frequency_penalty": 0.0, "logit_bias": {}, "seed": None,
-}  # fmt: skip
-
-
-# Options are checked with it before anything was said.
-_ANY_MESSAGES = [{"role": "user", "content": "x"}]
 
 
 class Stream(Iterator[Piece]):
@@ -158,15 +99,28 @@ class Model:
         """The model's own template of a conversation, Jinja; None where it has none."""
         return self._engine.chat_template
 
+    @property
+    def generates(self) -> bool:
+        """Whether it generates text; an encoder gives embeddings only."""
+        return self.manifest.architecture not in ENCODERS
+
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of a text, without a beginning-of-sequence token."""
         _check_process(self._process)
         return self._engine.tokenize(arguments.checked_text("text", text), bool(parse_special))
 
-    def count_tokens(self, prompt: Prompt) -> int:
-        """Tokens that a prompt (text or messages) becomes."""
+    async def atokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """`tokenize` for asyncio."""
+        return await _in_thread(self.tokenize, text, parse_special=parse_special)
+
+    def count_tokens(self, prompt: Prompt, *, tools: Sequence[Tool] | None = None) -> int:
+        """Tokens that a prompt (text or messages, with the tools that it shows) becomes."""
         _check_process(self._process)
-        return len(self._engine.encode(arguments.checked_prompt(prompt)))
+        return len(self._engine.encode(arguments.checked_prompt(prompt), check_tools(tools or [])))
+
+    async def acount_tokens(self, prompt: Prompt, *, tools: Sequence[Tool] | None = None) -> int:
+        """`count_tokens` for asyncio."""
+        return await _in_thread(self.count_tokens, prompt, tools=tools)
 
     def counts(self) -> Counts:
         """What is going on: generations that run, wait, are done, were cancelled."""
@@ -188,7 +142,8 @@ class Model:
         It begins with the call, and runs on while nobody takes the pieces, up to some thousands of them.
 
         Raises:
-            ContextOverflowError: the prompt does not fit.  SpecError: messages without a chat template.
+            ContextOverflowError: the prompt does not fit.  SpecError: messages without a chat template, or tools that
+                are none.  UnsupportedError: an embedding model.
             QueueFullError: too many wait already.  ValueError, TypeError: an argument out of bounds, or unknown.
             DeadlineError, BackendError: later, while pieces are taken.
         """
@@ -229,6 +184,48 @@ class Model:
         """The answer to messages; the same as `generate`, for readers of code."""
         return self.generate(messages, **options)
 
+    async def achat(self, messages: Sequence[dict[str, object]], **options: Unpack[Options]) -> Completion:
+        """`chat` for asyncio; cancelling the task stops the generation."""
+        return await self.agenerate(messages, **options)
+
+    def embed(self, texts: Texts, *, normalize: bool = True) -> Embeddings:
+        """One row for each text, pooled as the model's file says, or as it was loaded with.
+
+        Args:
+            texts: one text, texts, or token ids of texts. A prefix that the model wants before a text is part of it.
+            normalize: rows of length 1, so that a product of two is their cosine. Files do not say whether a model's
+                authors do that; nearly all do.
+
+        Raises:
+            ContextOverflowError: a text has more tokens than `context`; nothing is cut off.
+            UnsupportedError: the file names no pooling, and the model was loaded without one.
+            ValueError, TypeError: no texts, or something that is none.
+        """
+        batch = self._batch(normalize)
+        for text in checked_texts(texts):
+            batch.add(text)
+        return batch.finish()
+
+    async def aembed(self, texts: Texts, *, normalize: bool = True) -> Embeddings:
+        """`embed` for asyncio; cancelling the task stops after the text that is computed now."""
+        batch = self._batch(normalize)
+        for text in checked_texts(texts):
+            await _in_thread(batch.add, text)
+        return batch.finish()
+
+    def _batch(self, normalize: bool) -> Batch:
+        _check_process(self._process)
+        return Batch(self._engine.embed, normalize=normalize)
+
+    def check_generates(self) -> None:
+        """Refuse an encoder where text is to be generated.
+
+        Raises:
+            UnsupportedError: it is one.
+        """
+        if not self.generates:
+            raise generates_no_text(self.manifest.model)
+
     def session(
         self,
         *,
@@ -263,7 +260,7 @@ class Model:
         """
         place = Path(path).expanduser().absolute()
         file = session_file.read(place)
-        given: Options = {**_saved_options(place, file.options), **options}
+        given: Options = {**saved_options(place, file.options), **options}
         self._check_conversation(given)
         return Session(
             self, self._engine, make_request,
@@ -310,25 +307,37 @@ class Model:
         return await _in_thread(self.load_cache, path)
 
     def _check_conversation(self, options: Options) -> None:
+        self.check_generates()
         if not self.has_chat_template:
             raise SpecError(
                 f"{self.manifest.model} has no chat template", hint="give the prompt as text to generate"
             )
-        make_request(_ANY_MESSAGES, options)
+        make_request(ANY_MESSAGES, options)
 
     def _submit(self, prompt: Prompt, options: Options) -> Ticket:
         _check_process(self._process)
+        self.check_generates()
         return self._engine.submit(make_request(prompt, options))
 
     def close(self) -> None:
         """End what runs and release the memory; safe to call twice. Streams that are still read raise RuntimeError."""
         self._release()
 
+    async def aclose(self) -> None:
+        """`close` for asyncio."""
+        await _in_thread(self.close)
+
     def __enter__(self) -> Model:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> Model:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
 async def _in_thread(method: Callable[..., R], *arguments: Any, **options: Any) -> R:
@@ -347,54 +356,3 @@ def _close_in(process_id: int, engine: Engine) -> None:
     that are not there."""
     if os.getpid() == process_id:
         engine.close()
-
-
-def make_request(prompt: Prompt, options: Options) -> Request:
-    """A request with the defaults of the library.
-
-    Raises:
-        ValueError: an option out of bounds, or a lone surrogate.  TypeError: an unknown option, or one of a wrong kind.
-    """
-    given = arguments.checked_prompt(prompt)
-    if isinstance(stop := options.get("stop", ()), str):
-        raise TypeError(f"stop is {stop[:80]!r}, expected a list of strings")
-    rest = arguments.checked_options(options, _kinds())
-    sampling = SamplingParams(**{name: rest.pop(name, default) for name, default in _SAMPLING.items()})
-    rest["constraint"] = _constraint(rest)
-    return Request(prompt=given, sampling=sampling, **rest)
-
-
-@functools.cache
-def _kinds() -> dict[str, Any]:
-    return get_type_hints(Options)
-
-
-def _saved_options(path: Path, options: dict[str, Any]) -> Options:
-    """Options from a file, checked.
-
-    Raises:
-        BadInputError: one is unknown, of a wrong kind or out of bounds.
-    """
-    try:
-        if unknown := sorted(set(options) - set(Options.__annotations__) | set(options) & {"owner"}):
-            raise ValueError(f"unknown option {unknown[0]!r}")
-        found: Options = msgspec.convert(options, Options, str_keys=True)
-        make_request(_ANY_MESSAGES, found)
-    except (ValueError, TypeError, RecursionError, SpecError) as err:
-        raise BadInputError(f"{path}: {str(err)[:200]}") from err
-    return found
-
-
-def _constraint(options: dict[str, Any]) -> ConstraintSpec | None:
-    given = {kind: options.pop(kind, None) for kind in ("json_schema", "regex", "grammar")}
-    asked = [(kind, value) for kind, value in given.items() if value is not None]
-    if len(asked) > 1:
-        raise ValueError(f"{asked[0][0]} and {asked[1][0]} together: give one")
-    if not asked:
-        return None
-    kind, value = asked[0]
-    try:
-        text = value if isinstance(value, str) else json.dumps(value)
-    except (TypeError, ValueError, RecursionError) as err:
-        raise TypeError(f"{kind} is no JSON: {err}") from err
-    return ConstraintSpec(kind=kind, text=text)  # type: ignore[arg-type]

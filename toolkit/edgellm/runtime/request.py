@@ -9,8 +9,10 @@ from edgellm.formats.records import Record
 from edgellm.protocols import SamplingParams
 from edgellm.report import Missing
 from edgellm.runtime.constraints import ConstraintSpec
+from edgellm.runtime.tool_parser import ToolCall
+from edgellm.runtime.tools import ToolChoice
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 Overflow = Literal["error", "shift", "middle"]
 MAX_TOP_LOGPROBS = 20
 MAX_TOKENS = (1 << 31) - 1
@@ -34,6 +36,9 @@ class Request(Record):
         top_logprobs: log-probabilities of the tokens drawn, and of that many likely ones beside; None for none.
         adapters: name -> scale of LoRA adapters that were loaded.
         speculate: whether guesses may be tried; they change the time that it takes, never the text.
+        tools: functions that may be called, as `tools.check_tools` gave them; the prompt must be messages then.
+        tool_choice: whether calls are made.
+        parallel_tool_calls: whether an answer may have several calls.
     """
 
     prompt: str | list[Any]
@@ -49,6 +54,9 @@ class Request(Record):
     top_logprobs: int | None = None
     adapters: dict[str, float] = {}
     speculate: bool = True
+    tools: list[dict[str, Any]] = []
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and not 1 <= self.max_tokens <= MAX_TOKENS:
@@ -104,23 +112,46 @@ class Usage(Record):
 
 
 class Piece(Record):
-    """A part of a generation as it streams; the last one carries `finish_reason` and `usage`."""
+    """A part of a generation as it streams; the last one carries `finish_reason` and `usage`.
+
+    Attributes:
+        tool_calls: calls of functions that became complete with it, each whole; they are not in the text.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     logprobs: list[TokenLogprob] | None = None
+    tool_calls: list[ToolCall] = []
 
 
 class Completion(Record):
-    """A whole generation."""
+    """A whole generation.
+
+    Attributes:
+        finish_reason: `length` where `max_tokens` or the context cut it, also within a call, whose beginning is text then;
+            else `tool_calls` where functions were called, and `stop` where not.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
     usage: Usage
     logprobs: list[TokenLogprob] | None = None
+    tool_calls: list[ToolCall] = []
+
+    def as_message(self) -> dict[str, Any]:
+        """The answer as a message in OpenAI's shape, to be appended to the conversation."""
+        return answer_message(self.text, self.tool_calls)
+
+
+def answer_message(text: str, tool_calls: Sequence[ToolCall]) -> dict[str, Any]:
+    """An answer as a message in OpenAI's shape."""
+    if not tool_calls:
+        return {"role": "assistant", "content": text}
+    calls = [call.as_message() for call in tool_calls]
+    return {"role": "assistant", "content": text or None, "tool_calls": calls}
 
 
 def completion(pieces: Sequence[Piece]) -> Completion:
@@ -135,4 +166,5 @@ def completion(pieces: Sequence[Piece]) -> Completion:
         finish_reason=last.finish_reason,
         usage=last.usage,
         logprobs=logprobs if last.logprobs is not None else None,
+        tool_calls=[call for piece in pieces for call in piece.tool_calls],
     )

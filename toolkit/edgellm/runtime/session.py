@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 from edgellm.errors import EdgeLLMError, MissingInputError
 from edgellm.runtime import cache_file, session_file
 from edgellm.runtime.engine import Engine
-from edgellm.runtime.request import Completion, Piece, Request, completion
+from edgellm.runtime.request import Completion, Piece, Request, answer_message, completion
 from edgellm.runtime.session_file import SessionSummary
+from edgellm.runtime.tool_parser import ToolCall
 
 if TYPE_CHECKING:
-    from edgellm.runtime.model import Model, Options, Stream
+    from edgellm.runtime.model import Model, Stream
+    from edgellm.runtime.options import Options
 
 Said = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -34,6 +36,7 @@ class Turn(Iterator[Piece]):
         self._session, self._asked = session, asked
         self._stream: Stream | None = None
         self._said: list[str] = []
+        self._calls: list[ToolCall] = []
         self._over = False
 
     def begin(self, stream: Stream) -> None:
@@ -43,12 +46,14 @@ class Turn(Iterator[Piece]):
     def note(self, piece: Piece) -> None:
         """A piece came; with the last one the turn is part of the conversation."""
         self._said.append(piece.text)
+        self._calls += piece.tool_calls
         if piece.finish_reason is not None:
             self._end(is_cut=False)
 
     def drop(self) -> None:
         """An error ended it: nothing of it is kept."""
         self._said.clear()
+        self._calls.clear()
         self._end(is_cut=True)
 
     def close(self) -> None:
@@ -63,8 +68,8 @@ class Turn(Iterator[Piece]):
                 return
             self._over = True
             text = "".join(self._said)
-            if text or not is_cut:
-                self._session._keep(self._asked, text, is_cut=is_cut)
+            if text or self._calls or not is_cut:
+                self._session._keep(self._asked, answer_message(text, self._calls), is_cut=is_cut)
 
     @property
     def is_over(self) -> bool:
@@ -242,11 +247,11 @@ class Session:
             self._turn = weakref.ref(turn)
             return turn, [*self._messages, *asked]
 
-    def _keep(self, asked: list[dict[str, Any]], answer: str, *, is_cut: bool) -> None:
+    def _keep(self, asked: list[dict[str, Any]], answer: dict[str, Any], *, is_cut: bool) -> None:
         self._messages += asked
         if is_cut:
             self._cut.append(len(self._messages))
-        self._messages.append({"role": "assistant", "content": answer})
+        self._messages.append(session_file.as_message(answer))
 
 
 def restore(engine: Engine, path: Path, file: session_file.SessionFile, owner: str) -> SessionSummary:

@@ -7,8 +7,6 @@ beginning of a call is held back. However the text is cut into pieces, the same 
 from __future__ import annotations
 
 import json
-import secrets
-import string
 from collections.abc import Callable, Collection
 from typing import Any, Literal, NoReturn
 
@@ -33,9 +31,20 @@ class ToolCall(Record):
     name: str
     arguments: str
 
+    def as_message(self) -> dict[str, Any]:
+        """The call as it stands in an assistant's message, in OpenAI's shape."""
+        return {
+            "id": self.id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        }
+
 
 def new_id(tool_format: ToolFormat) -> str:
     """A random id; Mistral's templates insist on nine letters or digits."""
+    import secrets  # here, because most programs call no functions
+    import string
+
     if tool_format.name == "mistral":
         return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
     return f"call_{secrets.token_hex(12)}"
@@ -46,6 +55,7 @@ class ToolCallParser:
 
     Args:
         names: of the functions. Where nothing marks a call, only JSON that names one of these is a call.
+        max_calls: what comes after so many is dropped; None for no limit.
         make_id: makes the id of the next call.
     """
 
@@ -54,20 +64,27 @@ class ToolCallParser:
         tool_format: ToolFormat,
         names: Collection[str],
         *,
+        max_calls: int | None = None,
         make_id: Callable[[], str] | None = None,
     ) -> None:
         self._format = tool_format
         self._names = frozenset(names)
+        self._max_calls = max_calls
         self._make_id = make_id or (lambda: new_id(tool_format))
         self._held = ""  # not decided yet
         self._raw = ""  # what was taken from it for a call that is not complete
         self._scan = _JsonEnd()
-        self._state: Literal["text", "start", "body", "after", "gap", "plain"] = (
+        self._state: Literal["text", "start", "body", "after", "gap", "plain", "full"] = (
             "text" if tool_format.anywhere else "start"
         )
         self._text: list[str] = []
         self._calls: list[ToolCall] = []
         self.n_calls = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many calls as there may be."""
+        return self._state == "full"
 
     def push(self, piece: str) -> tuple[str, list[ToolCall]]:
         """Text that can be shown now, and calls that are complete now."""
@@ -78,7 +95,7 @@ class ToolCallParser:
 
     def finish(self) -> tuple[str, list[ToolCall]]:
         """The rest, when the answer is over; a call that was cut off is text, a cut closing mark is dropped."""
-        if self._state not in {"after", "gap"}:
+        if self._state not in {"after", "gap", "full"}:
             self._text.append(self._raw + self._held)
         self._raw = self._held = ""
         return self._take()
@@ -89,6 +106,10 @@ class ToolCallParser:
         return taken
 
     # Each of these takes something from the held text and returns True, or needs more of it and returns False.
+
+    def _in_full(self) -> bool:
+        self._held = ""
+        return False
 
     def _in_plain(self) -> bool:
         self._text.append(self._held)
@@ -146,13 +167,16 @@ class ToolCallParser:
             self._raw += body
             self._not_a_call()
             return True
-        for name, arguments in calls:
+        left = None if self._max_calls is None else self._max_calls - self.n_calls
+        for name, arguments in calls[:left]:
             self._calls.append(
                 ToolCall(index=self.n_calls, id=self._make_id(), name=name, arguments=arguments)
             )
             self.n_calls += 1
         self._raw = ""
         self._state = "after" if self._format.closing else "gap"
+        if self.n_calls == self._max_calls:
+            self._state = "full"
         return True
 
     def _in_after(self) -> bool:

@@ -50,12 +50,14 @@ def check_tools(tools: Any) -> list[dict[str, Any]]:
         if function["name"] in (other["function"]["name"] for other in checked):
             raise SpecError(f"tool {i}: a second function named {function['name']!r}")
         try:
-            n_bytes += len(json.dumps(function, allow_nan=False).encode())
+            text = json.dumps(function, allow_nan=False)
+            json.dumps(function, ensure_ascii=False).encode()  # half a surrogate pair is no text
         except (TypeError, ValueError, RecursionError) as err:
             raise SpecError(f"tool {i}: not JSON: {str(err)[:100]}") from err
+        n_bytes += len(text)
         if n_bytes > MAX_TOOLS_BYTES:
             raise SpecError(f"tool {i}: the definitions exceed {MAX_TOOLS_BYTES} bytes together")
-        checked.append({"type": "function", "function": function})
+        checked.append({"type": "function", "function": json.loads(text)})
     return checked
 
 
@@ -179,14 +181,18 @@ def in_plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     A call becomes a line of the assistant's text; results that follow each other, one message of the user.
     """
     plain: list[dict[str, Any]] = []
+    names: dict[str, str] = {}  # of the functions, by the ids of their calls
     last_role = ""
     for message in messages:
         role, content = message["role"], message.get("content") or ""
         if role == "assistant" and message.get("tool_calls"):
+            names |= {call.get("id", ""): call["function"]["name"] for call in message["tool_calls"]}
             lines = [json.dumps(_called(call), ensure_ascii=False) for call in message["tool_calls"]]
             plain.append({"role": role, "content": "\n".join([content, *lines] if content else lines)})
         elif role == "tool":
-            said = f"Result of {message.get('name') or message.get('tool_call_id') or 'the call'}:\n{content}"
+            call_id = message.get("tool_call_id", "")
+            name = message.get("name") or names.get(call_id) or call_id or "the call"
+            said = f"Result of {name}:\n{content}"
             if last_role == "tool":
                 plain[-1]["content"] += f"\n\n{said}"
             else:

@@ -13,6 +13,8 @@ import msgspec
 from edgellm.errors import EdgeLLMError, error_named
 from edgellm.formats.records import Record
 from edgellm.report import RuntimeInfo
+from edgellm.runtime.embedding import Embedded
+from edgellm.runtime.messages import MAX_CALLS
 from edgellm.runtime.request import MAX_TOP_LOGPROBS, Piece, Request
 
 
@@ -159,6 +161,14 @@ def numbers(value: object, n: int) -> list[int]:
     return value
 
 
+def embedded(value: object) -> Embedded:
+    """What an engine gave as an embedding; ValueError where it is none."""
+    try:
+        return msgspec.convert(value, Embedded)
+    except (msgspec.ValidationError, RecursionError) as err:
+        raise ValueError(f"no embedding: {err}") from err
+
+
 def _check_piece(piece: Piece) -> None:
     if len(piece.text) > MAX_PIECE_CHARS or len(piece.token_ids) > MAX_PIECE_TOKENS:
         raise ValueError(f"a piece of {len(piece.text)} characters and {len(piece.token_ids)} tokens")
@@ -169,6 +179,12 @@ def _check_piece(piece: Piece) -> None:
         for name, value in msgspec.structs.asdict(piece.usage).items():
             if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"a usage whose {name} is {value}")
+    calls = piece.tool_calls
+    if (
+        len(calls) > MAX_CALLS
+        or sum(len(call.name) + len(call.arguments) for call in calls) > MAX_PIECE_CHARS
+    ):
+        raise ValueError(f"a piece with {len(calls)} calls of functions, or with very long ones")
     logprobs = piece.logprobs or []
     if len(logprobs) > MAX_PIECE_TOKENS or any(len(entry.top) > MAX_TOP_LOGPROBS for entry in logprobs):
         raise ValueError("more log-probabilities than were asked for")
