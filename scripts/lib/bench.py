@@ -10,6 +10,7 @@ from pathlib import Path
 from lib.bench_convert import bench_convert
 from lib.bench_quality import bench_quality
 from lib.bench_run import bench_run
+from lib.bench_run_memory import bench_run_memory
 from lib.pairs import EDGELLM, pairs_of, run_commands
 
 
@@ -28,7 +29,7 @@ def bench_start(n: int) -> None:
     )
 
 
-BENCHES = {"convert": bench_convert, "run": bench_run, "start": bench_start}
+BENCHES = {"convert": bench_convert, "run": bench_run, "memory": bench_run_memory, "start": bench_start}
 
 
 def main() -> None:
