@@ -64,8 +64,13 @@ def ask(bundle: Path, tmp_path: Path, *arguments: str | Path) -> dict[str, Any]:
     return said
 
 
-def test_it_answers_with_the_model_beside_it(bundle: Path, tmp_path: Path) -> None:
-    said = ask(bundle, tmp_path)
+@pytest.fixture(scope="module")
+def said(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What it says with the model beside it."""
+    return ask(bundle, tmp_path_factory.mktemp("run"))
+
+
+def test_it_answers_with_the_model_beside_it(said: dict[str, Any]) -> None:
     assert "Paris" in said["answer"]
     assert set(json.loads(said["object"])) == {"city"}
     assert said["binding"].removeprefix("llama-cpp-python ")[:1].isdigit()
@@ -85,8 +90,7 @@ def test_it_answers_isolated_with_a_model_given_by_its_path(
     assert said["after_crash"] == said["answer"]
 
 
-def test_it_loads_nothing_from_where_it_was_built(bundle: Path, tmp_path: Path) -> None:
-    said = ask(bundle, tmp_path)
+def test_it_loads_nothing_from_where_it_was_built(bundle: Path, said: dict[str, Any]) -> None:
     system = ("/lib/", "/lib64/", "/usr/lib/", "/usr/lib64/")
     assert [path for path in said["mapped"] if not path.startswith((str(bundle), *system))] == []
     libraries = [Path(path) for path in said["mapped"] if Path(path).name.startswith(("libllama", "libggml"))]

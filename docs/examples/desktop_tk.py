@@ -71,7 +71,9 @@ class Window(ttk.Frame):
         self.root = root
         root.title("edgellm and Tk")
         root.protocol("WM_DELETE_WINDOW", self.on_close)
-        self.talk = ScrolledText(self, width=70, height=20, wrap="word", state="disabled")
+        self.talk = ScrolledText(
+            self, width=70, height=20, wrap="word", font="TkTextFont", padx=6, pady=6, state="disabled"
+        )
         self.line = ttk.Entry(self)
         self.line.bind("<Return>", self.on_send)
         self.send = ttk.Button(self, text="Send", command=self.on_send)
