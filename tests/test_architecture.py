@@ -194,7 +194,9 @@ def test_every_module_imports_alone() -> None:
     modules = [
         module_name(path)
         for path in sources()
-        if path.stem.isidentifier() and path.stem != "__main__" and (path.parent.name != "outside" or path.stem == "__init__")
+        if path.stem.isidentifier()
+        and path.stem != "__main__"
+        and (path.parent.name != "outside" or path.stem == "__init__")
     ]
     assert imports_alone(modules) == [f"{len(modules)} tried"]
 
