@@ -16,7 +16,7 @@ import pytest
 from edgellm.errors import DeadlineError, QueueFullError, SpecError
 from edgellm.runtime import ticket
 from edgellm.runtime.model import Model
-from edgellm.runtime.scheduler import CHUNK_TOKENS
+from edgellm.runtime.scheduler import CHUNK_TOKENS, LEAST_CHUNK_TOKENS
 from tests.runtime.engines import batcher_of, make
 
 
@@ -402,5 +402,23 @@ def test_prompts_that_wait_get_a_larger_share_of_a_step_than_one_alone() -> None
         assert scheduler._chunk_tokens(None) == scheduler._chunk_tokens(1) == CHUNK_TOKENS
         scheduler._prefill_s_per_token = 0.002
         shares = [scheduler._chunk_tokens(n) for n in (1, 2, 4, 100)]
-        assert shares == [64, 128, 288, CHUNK_TOKENS]
+        assert shares == [64, 128, 256, CHUNK_TOKENS]
         assert scheduler._chunk_tokens(None) == CHUNK_TOKENS
+
+
+def test_no_piece_of_a_prompt_is_smaller_than_the_least() -> None:
+    with make(b"x" * 40, parallel=6, context=4096) as model:
+        slow_down(model)
+        prompts = [
+            "y" * n for n in (5, 63, 64, 65, 127, 128, 129, 200, 511, 512, 513, 575, 576, 577, 1500, 3000)
+        ]
+        streams = [model.stream(p, temperature=0, max_tokens=8, cache_prompt=False) for p in prompts * 3]
+        for stream in streams:
+            list(stream)
+        pieces: dict[int, list[int]] = {}
+        for feed in batcher_of(model).feeds:
+            if len(feed.tokens) > 1 or feed.sampling is None:
+                pieces.setdefault(feed.sequence, []).append(len(feed.tokens))
+        assert sum(map(sum, pieces.values())) == 3 * sum(len(p) + 1 for p in prompts)
+        small = [n for sizes in pieces.values() for n in sizes if n < LEAST_CHUNK_TOKENS]
+        assert sorted(small) == [6, 6, 6]

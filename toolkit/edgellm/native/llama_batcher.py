@@ -23,6 +23,8 @@ from edgellm.native.llama_sampler import Sampler
 from edgellm.protocols import Backend, Feed, FloatArray, Observer, Sampled
 
 MAX_CONTEXT = 1 << 22
+# From so many tokens on, flash attention has another way to compute them, in pieces of that size.
+ALONE_TOKENS = 64
 
 
 class LlamaBatcher:
@@ -91,7 +93,7 @@ class LlamaBatcher:
     def step(self, feeds: Sequence[Feed]) -> list[Sampled]:
         """Append each feed's tokens; draw a token and return logits where asked.
 
-        One native call; more where feeds together are longer than n_batch, or differ in their adapters.
+        One native call for all sequences that draw; others for pieces of prompts, and for each set of adapters.
 
         Raises:
             ContextOverflowError: a sequence would grow past its context; nothing was appended.
@@ -114,7 +116,11 @@ class LlamaBatcher:
         return [results[feed.sequence] for feed in feeds]
 
     def _groups(self, feeds: Sequence[Feed]) -> Iterator[list[Feed]]:
-        """Feeds that one native call can take: the same adapters, and no more than n_batch tokens."""
+        """Feeds that one native call can take: the same adapters, and no more than n_batch tokens.
+
+        A piece of a prompt gets a call of its own. llama.cpp would cut a call for sequences of several lengths into parts
+        of equal length: no fewer, and what they give depends on their lengths.
+        """
         for adapters in dict.fromkeys(feed.adapters for feed in feeds):
             group: list[Feed] = []
             n_in_group = 0
@@ -122,12 +128,16 @@ class LlamaBatcher:
                 if feed.adapters != adapters:
                     continue
                 n_tokens = len(feed.tokens) + len(feed.draft)
+                if n_tokens >= ALONE_TOKENS:
+                    yield [feed]
+                    continue
                 if group and n_in_group + n_tokens > self.n_batch:
                     yield group
                     group, n_in_group = [], 0
                 group.append(feed)
                 n_in_group += n_tokens
-            yield group
+            if group:
+                yield group
 
     def _check_open(self) -> None:
         if not self._ctx:

@@ -26,7 +26,9 @@ from edgellm.runtime.ticket import own_error
 MAX_QUEUE = 64
 # Tokens of prompts in one step, where nothing else is waiting for it, and where something is.
 CHUNK_TOKENS = 512
-LEAST_CHUNK_TOKENS = 32
+# llama.cpp's flash attention computes fewer tokens of a sequence in another way, whose last bits differ: with no smaller
+# pieces, unless the prompt has no more, a text does not depend on what else is computed.
+LEAST_CHUNK_TOKENS = 64
 # A step that others wait for should not take longer than this for each prompt in it.
 STEP_S = 0.15
 _SMOOTHING = 0.3
@@ -378,20 +380,28 @@ class Scheduler:
 def _shares(prompts: Sequence[Generation], n_tokens: int) -> list[tuple[Generation, int]]:
     """Tokens that each prompt feeds in one step of n_tokens.
 
-    The one that came first gets at least half; the other half goes to the shortest, so that none waits for a long one.
+    The one that came first gets about half or more; the other half goes to the shortest, so that none waits for a long
+    one.
     """
     if not prompts:
         return []
     first, *others = prompts
-    reserved = min(first.n_to_feed, n_tokens - n_tokens // 2)
-    left = n_tokens - reserved
+    left = n_tokens - min(first.n_to_feed, n_tokens - n_tokens // 2)
     shares = []
     for generation in sorted(others, key=lambda g: g.n_to_feed):
-        share = min(left, generation.n_to_feed)
+        share = _piece(generation.n_to_feed, left)
+        if share > left:
+            break
         left -= share
-        if share:
-            shares.append((generation, share))
-    return [(first, reserved + left), *shares]
+        shares.append((generation, share))
+    return [(first, _piece(first.n_to_feed, n_tokens - sum(share for _, share in shares))), *shares]
+
+
+def _piece(n_to_feed: int, n_tokens: int) -> int:
+    """About n_tokens of a prompt, so that no piece of it is smaller than the least one."""
+    if n_to_feed <= n_tokens or n_to_feed < 2 * LEAST_CHUNK_TOKENS:
+        return n_to_feed
+    return min(max(n_tokens, LEAST_CHUNK_TOKENS), n_to_feed - LEAST_CHUNK_TOKENS)
 
 
 def _is_over(generation: Generation, now_s: float) -> bool:
