@@ -15,8 +15,8 @@ import pytest
 
 from edgellm.errors import DeadlineError, QueueFullError, SpecError
 from edgellm.runtime import ticket
+from edgellm.runtime.chunks import CHUNK_TOKENS, LEAST_CHUNK_TOKENS
 from edgellm.runtime.model import Model
-from edgellm.runtime.scheduler import CHUNK_TOKENS, LEAST_CHUNK_TOKENS
 from tests.runtime.engines import batcher_of, make
 
 
@@ -394,16 +394,6 @@ def test_a_constraint_that_cannot_be_is_refused_at_the_call() -> None:
         with pytest.raises(ValueError, match="json_schema and regex"):
             model.stream("a", json_schema={}, regex="a")
         assert model.generate("a", max_tokens=1).token_ids
-
-
-def test_prompts_that_wait_get_a_larger_share_of_a_step_than_one_alone() -> None:
-    with make(b"x" * 40, parallel=2) as model:
-        scheduler = model._engine.scheduler  # type: ignore[attr-defined]
-        assert scheduler._chunk_tokens(None) == scheduler._chunk_tokens(1) == CHUNK_TOKENS
-        scheduler._prefill_s_per_token = 0.002
-        shares = [scheduler._chunk_tokens(n) for n in (1, 2, 4, 100)]
-        assert shares == [64, 128, 256, CHUNK_TOKENS]
-        assert scheduler._chunk_tokens(None) == CHUNK_TOKENS
 
 
 def test_no_piece_of_a_prompt_is_smaller_than_the_least() -> None:

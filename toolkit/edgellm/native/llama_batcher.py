@@ -23,7 +23,8 @@ from edgellm.native.llama_sampler import Sampler
 from edgellm.protocols import Backend, Feed, FloatArray, Observer, Sampled
 
 MAX_CONTEXT = 1 << 22
-# From so many tokens on, flash attention has another way to compute them, in pieces of that size.
+# So many tokens of a sequence get a call of their own: flash attention has another way to compute them, and llama.cpp cuts
+# a call for several sequences into parts of equal length.
 ALONE_TOKENS = 64
 
 
@@ -116,11 +117,7 @@ class LlamaBatcher:
         return [results[feed.sequence] for feed in feeds]
 
     def _groups(self, feeds: Sequence[Feed]) -> Iterator[list[Feed]]:
-        """Feeds that one native call can take: the same adapters, and no more than n_batch tokens.
-
-        A piece of a prompt gets a call of its own. llama.cpp would cut a call for sequences of several lengths into parts
-        of equal length: no fewer, and what they give depends on their lengths.
-        """
+        """Feeds that one native call can take: the same adapters, and no more than n_batch tokens."""
         for adapters in dict.fromkeys(feed.adapters for feed in feeds):
             group: list[Feed] = []
             n_in_group = 0

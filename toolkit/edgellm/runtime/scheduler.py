@@ -12,10 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from edgellm.errors import DeadlineError, EdgeLLMError
 from edgellm.protocols import Backend, Feed, Sampled
+from edgellm.runtime.chunks import Chunks
 from edgellm.runtime.fair_queue import FairQueue
 from edgellm.runtime.generation import Generation
 from edgellm.runtime.guessing import Guessing
@@ -24,14 +25,6 @@ from edgellm.runtime.prefix_cache import Key, PrefixCache
 from edgellm.runtime.ticket import own_error
 
 MAX_QUEUE = 64
-# Tokens of prompts in one step, where nothing else is waiting for it, and where something is.
-CHUNK_TOKENS = 512
-# llama.cpp's flash attention computes fewer tokens of a sequence in another way, whose last bits differ: with no smaller
-# pieces, unless the prompt has no more, a text does not depend on what else is computed.
-LEAST_CHUNK_TOKENS = 64
-# A step that others wait for should not take longer than this for each prompt in it.
-STEP_S = 0.15
-_SMOOTHING = 0.3
 T = TypeVar("T")
 
 
@@ -88,7 +81,7 @@ class Scheduler:
         self._active: list[Generation] = []
         self._admitting: Generation | None = None
         self._idle = list(range(n_sequences))
-        self._prefill_s_per_token = 0.0
+        self.chunks = Chunks()
         self._wake = threading.Condition()
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._closing = False
@@ -275,7 +268,7 @@ class Scheduler:
                 self._fail([generation], err)
         self._guessing.ask_model(decoding)
         feeding = [(generation, self._fitted(generation.next_feed(1))) for generation in decoding]
-        for generation, n_tokens in _shares(prompts, self._chunk_tokens(len(prompts) if feeding else None)):
+        for generation, n_tokens in self.chunks.shares(prompts, others_wait=bool(feeding)):
             feeding.append((generation, generation.next_feed(n_tokens)))
         return feeding
 
@@ -288,16 +281,6 @@ class Scheduler:
             sequence=feed.sequence, tokens=feed.tokens, sampling=feed.sampling, want=feed.want,
             draft=feed.draft[:room], constraint=feed.constraint, adapters=feed.adapters,
         )  # fmt: skip
-
-    def _chunk_tokens(self, n_prompts: int | None) -> int:
-        """Tokens of prompts in this step; None of them where nobody waits for it to end.
-
-        Prompts are waited for too: each adds its share to the time that the step may take.
-        """
-        if n_prompts is None or not self._prefill_s_per_token:
-            return CHUNK_TOKENS
-        fits = int(STEP_S * n_prompts / self._prefill_s_per_token)
-        return min(CHUNK_TOKENS, max(LEAST_CHUNK_TOKENS, fits // LEAST_CHUNK_TOKENS * LEAST_CHUNK_TOKENS))
 
     def _make_room(self, generation: Generation) -> None:
         """Where the context is full and the request allows it, drop the oldest tokens."""
@@ -340,11 +323,7 @@ class Scheduler:
 
     def _note_time(self, feeds: Sequence[Feed], seconds: float) -> None:
         self._guessing.note(feeds, seconds)
-        n_fed = sum(len(feed.tokens) for feed in feeds)
-        if n_fed >= LEAST_CHUNK_TOKENS:
-            per_token = seconds / n_fed
-            known = self._prefill_s_per_token
-            self._prefill_s_per_token = known + _SMOOTHING * (per_token - known) if known else per_token
+        self.chunks.note(sum(len(feed.tokens) for feed in feeds), seconds)
 
     def _leave(self, generation: Generation) -> None:
         """Its sequence is free for others, and keeps its tokens for those that begin alike."""
@@ -375,33 +354,6 @@ class Scheduler:
             done.set_exception(own_error(err))
         for generation in (*waiting, *running):
             generation.ticket.put(own_error(err))
-
-
-def _shares(prompts: Sequence[Generation], n_tokens: int) -> list[tuple[Generation, int]]:
-    """Tokens that each prompt feeds in one step of n_tokens.
-
-    The one that came first gets about half or more; the other half goes to the shortest, so that none waits for a long
-    one.
-    """
-    if not prompts:
-        return []
-    first, *others = prompts
-    left = n_tokens - min(first.n_to_feed, n_tokens - n_tokens // 2)
-    shares = []
-    for generation in sorted(others, key=lambda g: g.n_to_feed):
-        share = _piece(generation.n_to_feed, left)
-        if share > left:
-            break
-        left -= share
-        shares.append((generation, share))
-    return [(first, _piece(first.n_to_feed, n_tokens - sum(share for _, share in shares))), *shares]
-
-
-def _piece(n_to_feed: int, n_tokens: int) -> int:
-    """About n_tokens of a prompt, so that no piece of it is smaller than the least one."""
-    if n_to_feed <= n_tokens or n_to_feed < 2 * LEAST_CHUNK_TOKENS:
-        return n_to_feed
-    return min(max(n_tokens, LEAST_CHUNK_TOKENS), n_to_feed - LEAST_CHUNK_TOKENS)
 
 
 def _is_over(generation: Generation, now_s: float) -> bool:
