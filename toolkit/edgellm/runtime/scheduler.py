@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from edgellm.errors import DeadlineError, EdgeLLMError
 from edgellm.protocols import Backend, Feed, Sampled
