@@ -28,6 +28,7 @@ from edgellm.profiler.measure import Spec
 from edgellm.runtime.model import Model
 from edgellm.workload import Workload
 from lib import run_texts
+from lib.bench_run_memory import compare_run_memory
 from lib.llama_server import LlamaServer, free_port
 from lib.pairs import EDGELLM, interval, pairs_of
 
@@ -52,7 +53,7 @@ def bench_run(n: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         api.convert(checkpoint, quant="Q4_0", output=Path(folder) / "q4_0")
         model = Path(folder) / "q4_0"
-        for bench in (_engine, _stream, _together, _prefix, _lookup, _first_token):
+        for bench in (_engine, _stream, _together, _prefix, _lookup, _first_token, _memory):
             for row in bench(model, n):
                 _print(row)
                 rows.append(row)
@@ -306,3 +307,8 @@ def _first_token(model: Path, n: int) -> Iterator[Row]:
         "edgellm run to the first token / llama-cli, second load", [x / y for x, y in found], "<= 1.5",
         f"[{a:.3f} and {b:.3f} s]",
     )  # fmt: skip
+
+
+def _memory(model: Path, n: int) -> Iterator[Row]:
+    found = [compare_run_memory(1, str(model)) for _ in range(min(n, 3))]
+    yield Row("memory beyond weights and KV cache / a bare loop", [one.ratio for one in found], "<= 1.3", "")
