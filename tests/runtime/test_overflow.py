@@ -59,6 +59,15 @@ def test_a_shifted_answer_goes_on_past_the_context(can_truncate: bool) -> None:
         assert (again.finish_reason, again.usage.dropped_tokens) == ("length", 0)
 
 
+def test_what_a_shift_moved_is_not_taken_for_a_prompt_of_those_tokens() -> None:
+    with make(b"x" * 100, context=32) as model:
+        model.generate("0123456789", temperature=0, overflow="shift", keep_tokens=3)
+        held = list(batcher_of(model).tokens(0))
+        assert held == [BOS, *b"01"]
+        beyond = [BOS, *b"01", *b"x" * 20]
+        assert model.generate(beyond, temperature=0, max_tokens=1).usage.cached_tokens <= 3
+
+
 def test_the_middle_of_a_long_prompt_is_dropped() -> None:
     with make(b"short", context=64) as model:
         done = model.generate("a" * 40 + "m" * 40 + "z" * 40, temperature=0, overflow="middle", max_tokens=8)

@@ -10,12 +10,14 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from edgellm.errors import DeadlineError, QueueFullError, SpecError
 from edgellm.runtime import ticket
 from edgellm.runtime.chunks import CHUNK_TOKENS, LEAST_CHUNK_TOKENS
+from edgellm.runtime.generation import Generation
 from edgellm.runtime.model import Model
 from tests.runtime.engines import batcher_of, make
 
@@ -322,6 +324,25 @@ def test_asyncio_streams_side_by_side_and_cancelling_a_task_stops_it() -> None:
     with make(None, parallel=3) as model:
         asyncio.run(story(model))
         assert model.counts().n_cancelled == 1
+
+
+def test_a_bug_that_one_meets_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Generation.take
+
+    def broken(self: Generation, *arguments: Any) -> bool:
+        if self.request.owner == "unlucky" and self.is_decoding:
+            raise KeyError("a bug")
+        return take(self, *arguments)
+
+    monkeypatch.setattr(Generation, "take", broken)
+    with make(b"x" * 50, parallel=2) as model:
+        other = model.stream("a", temperature=0)
+        with pytest.raises(Exception, match="a bug"):
+            model.generate("b", temperature=0, owner="unlucky")
+        assert "".join(piece.text for piece in other) == "x" * 50
+        assert model.generate("c", temperature=0).text == "x" * 50
+        counts = model.counts()
+        assert (counts.n_active, counts.busy_sequences, counts.n_failed) == (0, 0, 1)
 
 
 def test_logprobs_are_of_what_was_drawn() -> None:

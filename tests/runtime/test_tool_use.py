@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 
 from edgellm.errors import SpecError
+from edgellm.runtime import tool_use
 from edgellm.runtime.isolate import IsolatedEngine
 from edgellm.runtime.model import Model
 from edgellm.runtime.request import Completion
@@ -257,6 +258,26 @@ def test_calls_cross_to_a_child_and_back() -> None:
         broken = {"type": "function", "function": {"name": "f", "parameters": schema}}
         with pytest.raises(SpecError, match="parameters of f"):
             far.generate(ASK, tools=[WEATHER, broken], tool_choice="required")
+
+
+def test_half_a_character_in_a_call_harms_nobody() -> None:
+    said = HERMES_CALL.replace("Århus", "\\ud83d")
+    with hermes(said) as model:
+        (call,) = ask(model).tool_calls
+        assert json.loads(call.arguments)["city"] == "\ufffd"
+        call.arguments.encode()
+        assert ask(model, max_tokens=1).finish_reason == "length"
+    with hermes('<tool_call>{"name": "\\ud83d", "arguments": {}}</tool_call>') as model:
+        assert ask(model).tool_calls == []
+
+
+def test_calls_beyond_what_a_message_may_have_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool_use, "MAX_CALLS", 3)
+    with hermes(HERMES_NOW * 5) as model:
+        session = model.session()
+        done = session.chat("What time is it?", tools=TOOLS, temperature=0, speculate=False)
+        assert len(done.tool_calls) == 3
+        assert [message["role"] for message in session.messages] == ["user", "assistant"]
 
 
 def test_a_session_keeps_calls_and_their_results(tmp_path: Path) -> None:

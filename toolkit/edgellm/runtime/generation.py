@@ -46,6 +46,7 @@ class Generation:
         self.draft_failure: str | None = None
         self.sequence = -1
         self.n_dropped = n_dropped
+        self.n_intact: int | None = None  # tokens before the place of a shift
         self._backend = backend
         self._text = TextAssembler(request.stop, calls.parser if calls else None)
         self._marks = calls.marks if calls else {}
@@ -186,6 +187,7 @@ class Generation:
         if n_top is None or rows is None:
             return None
         found = []
+        n_top = min(n_top, rows.shape[1])
         for row, token in zip(rows, ids, strict=False):
             wide = row.astype(np.float64)
             wide -= wide.max()

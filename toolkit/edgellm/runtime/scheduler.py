@@ -293,6 +293,7 @@ class Scheduler:
         generation.n_dropped += n_drop
         if self._can.can_shift:
             self._batcher.shift(sequence, n_keep, n_drop)
+            generation.n_intact = n_keep
             return
         kept = [*tokens[:n_keep], *tokens[n_keep + n_drop :]]
         self._batcher.truncate(sequence, 0)  # unlike `free` it leaves the sampler where it was
@@ -319,6 +320,9 @@ class Scheduler:
         except EdgeLLMError as err:
             self._n_failed += 1
             generation.ticket.put(err)
+        except Exception as err:  # a bug of ours is the end of this one only
+            self._fail([generation], err)
+            return
         self._leave(generation)
 
     def _note_time(self, feeds: Sequence[Feed], seconds: float) -> None:
@@ -326,7 +330,12 @@ class Scheduler:
         self.chunks.note(sum(len(feed.tokens) for feed in feeds), seconds)
 
     def _leave(self, generation: Generation) -> None:
-        """Its sequence is free for others, and keeps its tokens for those that begin alike."""
+        """Its sequence is free for others, and keeps its tokens for those that begin alike.
+
+        Not what a shift moved up: it was computed seeing the tokens that were dropped.
+        """
+        if generation.n_intact is not None:
+            self._batcher.truncate(generation.sequence, generation.n_intact)
         self._active.remove(generation)
         self._idle.append(generation.sequence)
         self.cache.release(generation.sequence, keep=True)

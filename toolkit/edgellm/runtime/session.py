@@ -248,10 +248,11 @@ class Session:
             return turn, [*self._messages, *asked]
 
     def _keep(self, asked: list[dict[str, Any]], answer: dict[str, Any], *, is_cut: bool) -> None:
+        said = session_file.as_message(answer)
         self._messages += asked
         if is_cut:
             self._cut.append(len(self._messages))
-        self._messages.append(session_file.as_message(answer))
+        self._messages.append(said)
 
 
 def restore(engine: Engine, path: Path, file: session_file.SessionFile, owner: str) -> SessionSummary:

@@ -220,6 +220,8 @@ class ToolCallParser:
     def _call(self, value: Any) -> tuple[str, str] | None:
         if not isinstance(value, dict) or not isinstance(name := value.get("name"), str) or not name:
             return None
+        if not name.isprintable():  # half a character is not either
+            return None
         if self._format.opening_is_optional and name not in self._names:
             return None
         keys = (self._format.arguments, "arguments", "parameters")
@@ -228,7 +230,9 @@ class ToolCallParser:
             arguments = _parsed(arguments)
         if not isinstance(arguments, dict):
             return None
-        return name, json.dumps(arguments, ensure_ascii=False)
+        text = json.dumps(arguments, ensure_ascii=False)
+        # Half a character, written as an escape, becomes U+FFFD: it is no text, and nothing could be done with it.
+        return name, text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class _JsonEnd:

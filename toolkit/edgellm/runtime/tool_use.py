@@ -9,6 +9,7 @@ from typing import NamedTuple
 from edgellm.protocols import Backend
 from edgellm.runtime import tool_formats
 from edgellm.runtime.constraints import ConstraintSpec
+from edgellm.runtime.messages import MAX_CALLS
 from edgellm.runtime.request import Request
 from edgellm.runtime.tool_formats import ToolFormat
 from edgellm.runtime.tool_parser import ToolCallParser
@@ -61,5 +62,7 @@ class ToolUse:
         if not request.tools or request.tool_choice.mode == "none":
             return None
         names = [tool["function"]["name"] for tool in request.tools]
-        parser = ToolCallParser(self._format, names, max_calls=None if request.parallel_tool_calls else 1)
+        parser = ToolCallParser(
+            self._format, names, max_calls=MAX_CALLS if request.parallel_tool_calls else 1
+        )
         return CallReader(parser, {token: mark.encode() for token, mark in self._marks.items()})
