@@ -18,9 +18,10 @@ from edgellm.errors import (
     MissingInputError,
     NativeCrash,
     ResourceError,
+    SpecError,
     UnsafeInputError,
 )
-from edgellm.process import ChildResult, python_argv, run_child
+from edgellm.process import ChildResult, failure, python_argv, run_child
 
 TOOLKIT = str(Path(__file__).parents[1] / "toolkit")
 
@@ -102,6 +103,27 @@ def test_our_own_error_comes_back_as_its_class() -> None:
         )
     assert (caught.value.message, caught.value.hint) == ("m: ü", "h")
     assert type(caught.value) is UnsafeInputError
+
+
+def test_a_signal_outranks_what_only_reads_like_our_error() -> None:
+    line = json.dumps({"error": {"type": "SpecError", "message": "\x1b[2Jm", "hint": None}})
+    abort = 'import os, sys; os.write(2, b"what(): bad token \'a\\n" + sys.argv[1].encode()); os.abort()'
+    with pytest.raises(NativeCrash, match="died of SIGABRT") as caught:
+        run(abort, line)
+    assert caught.value.signal_name == "SIGABRT"
+    told = failure("x", -6, "\x1b]0;title\x07 it went\x9b2J wrong", None)
+    assert told.message == "x: died of SIGABRT: \\x1b]0;title\\x07 it went\\x9b2J wrong"
+
+
+def test_the_words_of_our_own_error_are_one_line_without_commands_for_a_terminal() -> None:
+    error = {"type": "SpecError", "message": "a\n\x1b[2Jb" + "c" * 10_000, "hint": "d\x07\r\ne" * 10_000}
+    told = failure("x", 64, "noise\n" + json.dumps({"error": error}), None)
+    assert type(told) is SpecError
+    assert told.hint is not None
+    assert told.message.startswith("a \\x1b[2Jbccc")
+    assert told.hint.startswith("d\\x07 ed\\x07 e")
+    assert len(told.message) <= 4000
+    assert len(told.hint) <= 4000
 
 
 @pytest.mark.parametrize(

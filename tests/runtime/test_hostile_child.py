@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from pathlib import Path
@@ -52,7 +53,8 @@ def test_nonsense_in_an_answer_is_a_crash_of_the_child(kind: str) -> None:
         asked = model.counts if kind == "yes" else lambda: model.tokenize("ab")
         with pytest.raises(NativeCrash, match="the engine answered nonsense"):
             asked()
-        psutil.wait_procs([psutil.Process(child)] if psutil.pid_exists(child) else [], 10)
+        with contextlib.suppress(psutil.NoSuchProcess):  # gone already
+            psutil.Process(child).wait(10)
         assert not psutil.pid_exists(child)
 
 
@@ -94,6 +96,15 @@ def test_an_error_of_a_megabyte_becomes_a_line() -> None:
     with start("unknown error") as model, pytest.raises(EdgeLLMError) as unknown:
         model.generate("ab")
     assert len(unknown.value.message) < 200
+
+
+def test_an_error_holds_no_commands_for_a_terminal() -> None:
+    for kind in ("SpecError", "\x1b[2J"):
+        told = wire.error_of(wire.Failed(number=1, kind=kind, message="a\x1b[2J\u202eb", hint="c\x07"))
+        assert isinstance(told, EdgeLLMError)
+        assert "a\\x1b[2J\\u202eb" in told.message
+        assert told.message.isprintable()
+        assert (told.hint or "").isprintable()
 
 
 def test_an_answer_that_would_be_too_long_is_an_error_of_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,6 +204,15 @@ class MeterError(EdgeLLMError):
     exit_code = 69
 
 
+MAX_SAID_CHARS = 4000
+
+
+def said_elsewhere(text: str) -> str:
+    """What another process said, as one line of bounded length with its control characters written out."""
+    line = " ".join(text[:MAX_SAID_CHARS].split())
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)[:MAX_SAID_CHARS]
+
+
 def error_named(name: str) -> type[EdgeLLMError] | None:
     """The class of that name in the tree above; None where there is none."""
     waiting: list[type[EdgeLLMError]] = [EdgeLLMError]

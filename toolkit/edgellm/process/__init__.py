@@ -28,6 +28,7 @@ from edgellm.errors import (
     NativeCrash,
     ResourceError,
     error_named,
+    said_elsewhere,
 )
 from edgellm.process import frozen
 from edgellm.units import format_bytes
@@ -104,7 +105,8 @@ def run_child(
         MissingInputError: the program cannot be started.
         DeadlineError: the deadline passed.  ResourceError: the memory limit was hit, or it printed too much.
         NativeCrash: it died of a signal, or exited with another status than 0 and no error of ours.
-        EdgeLLMError: the error in the last line of its stderr, `{"error": {"type", "message", "hint"}}`.
+        EdgeLLMError: the error in the last line of its stderr, `{"error": {"type", "message", "hint"}}`, where no signal
+            killed it.
     """
     name = " ".join(" ".join([Path(argv[0]).name, *argv[1:4]]).split())[:120]
     started_s = time.monotonic()
@@ -326,18 +328,18 @@ def _kill_tree(child: subprocess.Popen[bytes]) -> None:
 
 
 def failure(name: str, status: int, stderr: str, memory_limit_bytes: int | None) -> EdgeLLMError:
-    """What a status other than 0 means."""
+    """What a status other than 0 means. What a child said before a signal killed it may be a file's own words."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
-    if error := _our_error(last):
+    name_of_signal = signal_name(status)
+    if name_of_signal is None and (error := _our_error(last)):
         return error
     if memory_limit_bytes is not None and any(word in line for word in _OUT_OF_MEMORY for line in lines[-5:]):
         limit = format_bytes(memory_limit_bytes)
         return ResourceError(
             f"{name}: ran out of memory below its limit of {limit}", hint="allow more memory"
         )
-    said = f": {last[:300]}" if last else ""
-    name_of_signal = signal_name(status)
+    said = f": {said_elsewhere(last)[:300]}" if last else ""
     if name_of_signal is None:
         return NativeCrash(f"{name}: exited with status {status}{said}")
     hint = "the kernel may have run out of memory" if name_of_signal == "SIGKILL" else None
@@ -366,4 +368,6 @@ def _our_error(line: str) -> EdgeLLMError | None:
     if not isinstance(kind, str) or not isinstance(message, str) or not isinstance(hint, str | None):
         return None
     found = error_named(kind)
-    return found(message, hint=hint) if found else None
+    if found is None:
+        return None
+    return found(said_elsewhere(message), hint=None if hint is None else said_elsewhere(hint))

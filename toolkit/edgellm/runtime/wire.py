@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from edgellm.errors import EdgeLLMError, error_named
+from edgellm.errors import EdgeLLMError, error_named, said_elsewhere
 from edgellm.formats.records import Record
 from edgellm.report import RuntimeInfo
 from edgellm.runtime.embedding import Embedded
@@ -94,7 +94,6 @@ MAX_PIECE_TOKENS = 1 << 12
 MAX_PIECE_CHARS = 1 << 20
 MAX_TOKEN = 1 << 31
 _MAX_CONTEXT = 1 << 31
-_MAX_ERROR_CHARS = 4000
 
 ToEngine = Submit | Cancel | Taken | Ask | SaveCache
 FromEngine = Ready | Gave | Answered | Failed | Alive
@@ -199,11 +198,11 @@ def failed(number: int, err: BaseException) -> Failed:
 
 def error_of(message: Failed) -> Exception:
     """The error that a message tells of, as the class it was; one line of bounded length."""
-    said = " ".join(message.message[:_MAX_ERROR_CHARS].split())
-    hint = None if message.hint is None else " ".join(message.hint[:_MAX_ERROR_CHARS].split())
+    said = said_elsewhere(message.message)
+    hint = None if message.hint is None else said_elsewhere(message.hint)
     if message.kind in _PYTHON_ERRORS:
         return _PYTHON_ERRORS[message.kind](said)
     found = error_named(message.kind)
     if found is None:
-        return EdgeLLMError(f"{message.kind[:100]}: {said}")
+        return EdgeLLMError(f"{said_elsewhere(message.kind[:100])}: {said}")
     return found(said, hint=hint)
