@@ -382,3 +382,41 @@ def test_the_child_ends_with_a_program_that_is_killed() -> None:
     client.stdout.close()
     gone, _ = psutil.wait_procs([child], timeout=60)
     assert gone == [child]
+
+
+SLEEPER = """
+import sys
+from edgellm.runtime.isolate import IsolatedEngine
+from edgellm.runtime.model import Model
+from tests.samples import make_manifest
+
+child = [sys.executable, "-m", "tests.support.engine_child"]
+with Model(IsolatedEngine(child, b"any", hang_s=2.0), make_manifest()) as model:
+    stream = model.stream("endless", overflow="shift")
+    next(stream)
+    print("going", flush=True)
+    sys.stdin.readline()
+    for _ in range(5000):
+        next(stream)
+    print("still going", flush=True)
+"""
+
+
+def test_a_program_that_was_stopped_does_not_take_its_child_for_hung() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdin
+        assert program.stdout
+        assert program.stdout.readline() == "going\n"
+        found = psutil.Process(program.pid)
+        both = [found, *found.children(recursive=True)]
+        for one in both:
+            one.suspend()
+        time.sleep(4)
+        for one in both:  # the program first: it sees how late it is before the child can say anything
+            one.resume()
+            time.sleep(0.7)
+        program.stdin.write("\n")
+        program.stdin.flush()
+        assert program.stdout.readline() == "still going\n"

@@ -345,7 +345,13 @@ class IsolatedEngine:
             ticket.put(own_error(said))
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(5.0, self._hang_s / 4)):
+        every_s = min(5.0, self._hang_s / 4)
+        looked_s = time.monotonic()
+        while not self._closed.wait(every_s):
+            now_s = time.monotonic()
+            if now_s - looked_s > 3 * every_s:  # this process did not run, and the child perhaps neither
+                self._heard_s = now_s
+            looked_s = now_s
             channel = self._channel
             with self._lock:
                 is_working = bool(self._tickets or self._answers)
