@@ -52,6 +52,16 @@ def test_without_a_budget_it_is_computed_again() -> None:
         assert cached(model, LONG) == 1  # both begin with the same token
 
 
+def test_what_exceeds_the_budget_is_not_even_copied() -> None:
+    with make(None, cache_bytes=4 * len(LONG)) as model:
+        cached(model, LONG)
+        assert batcher_of(model).state_bytes(0) > 4 * len(LONG)
+        cached(model, "something else altogether, and long enough to be kept as well")
+        assert batcher_of(model).n_saves == 0
+        cached(model, LONG)
+        assert batcher_of(model).n_saves == 1  # the other one is short enough
+
+
 def test_a_shared_beginning_is_copied_where_there_is_room() -> None:
     with make(None, parallel=2) as model:
         cached(model, LONG + "x" * 50)

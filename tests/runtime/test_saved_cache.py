@@ -89,9 +89,21 @@ def test_the_latest_are_saved_where_the_budget_is_small(files: LoadedFiles, tmp_
             cached(first, LONG, owner=owner)
         done = first.save_cache(tmp_path / "saved")
         assert (done.owners, done.n_left_out) == (["c"], 2)
+        assert batcher_of(first).n_saves == 1  # nothing is copied that has no room
         assert done.n_bytes <= budget
     with model(files, budget - 40, parallel=3) as second, pytest.raises(SpecError, match="cache_bytes"):
         second.load_cache(tmp_path / "saved")
+
+
+def test_a_cache_without_room_for_one_conversation_copies_nothing(files: LoadedFiles, tmp_path: Path) -> None:
+    with model(files, 4 * len(LONG), context=2000) as first:
+        cached(first, LONG)
+        done = first.save_cache(tmp_path / "saved")
+        assert (done.n_states, done.n_left_out) == (0, 1)
+        session = first.session(max_tokens=2, temperature=0)
+        session.chat(LONG)
+        assert "cache_bytes" in str(session.save(tmp_path / "chat.json").recomputed_because)
+        assert batcher_of(first).n_saves == 0
 
 
 def test_saving_goes_on_beside_generations(files: LoadedFiles, tmp_path: Path) -> None:

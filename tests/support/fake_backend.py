@@ -146,7 +146,10 @@ class FakeEmbedder:
 
 
 class FakeBatcher:
-    """Caches as lists of ids. `feeds` keeps what was fed; `before_step` may raise, as native code may fail."""
+    """Caches as lists of ids. `feeds` keeps what was fed, `n_saves` counts copies.
+
+    `before_step` may raise, as native code may fail.
+    """
 
     def __init__(
         self, model: FakeBackend, n_sequences: int, context: int, observer: Observer | None = None
@@ -155,6 +158,7 @@ class FakeBatcher:
         self.feeds: list[Feed] = []
         self.before_step: Callable[[], None] = lambda: None
         self.closed = False
+        self.n_saves = 0
         self._model = model
         self._observer = observer
         self._n_observed = 0
@@ -253,11 +257,15 @@ class FakeBatcher:
             raise ValueError(f"cannot drop {n_drop} tokens after {n_keep}")
         del self._cache[sequence][n_keep : n_keep + n_drop]
 
+    def state_bytes(self, sequence: int) -> int:
+        return 4 * self.length(sequence)
+
     def save(self, sequence: int) -> bytes:
         self._check(sequence)
+        self.n_saves += 1
         return np.asarray(self._cache[sequence], dtype=np.int32).tobytes()
 
-    def load(self, sequence: int, state: bytes, tokens: Sequence[int]) -> None:
+    def load(self, sequence: int, state: bytes | bytearray, tokens: Sequence[int]) -> None:
         self.free(sequence)
         if state != np.asarray(tokens, dtype=np.int32).tobytes():
             raise BackendError("not a state of these tokens")

@@ -162,11 +162,15 @@ class Batcher(Protocol):
         """
         ...
 
-    def save(self, sequence: int) -> bytes:
+    def state_bytes(self, sequence: int) -> int:
+        """Bytes that `save` would give."""
+        ...
+
+    def save(self, sequence: int) -> bytes | bytearray:
         """A sequence's cache as bytes, for `load` of a batcher of the same model and options."""
         ...
 
-    def load(self, sequence: int, state: bytes, tokens: Sequence[int]) -> None:
+    def load(self, sequence: int, state: bytes | bytearray, tokens: Sequence[int]) -> None:
         """Replace a sequence's cache by what `save` gave for these tokens.
 
         Raises:

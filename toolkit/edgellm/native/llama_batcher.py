@@ -200,13 +200,9 @@ class LlamaBatcher:
             is_last = start + self.n_batch >= len(tokens)
             want = feed.want if is_last or feed.want == "all" else "none"
             part = Feed(
-                sequence=feed.sequence,
-                tokens=tokens[start : start + self.n_batch],
-                sampling=feed.sampling if is_last else None,
-                want=want,
-                constraint=feed.constraint,
-                adapters=feed.adapters,
-            )
+                sequence=feed.sequence, tokens=tokens[start : start + self.n_batch], want=want,
+                sampling=feed.sampling if is_last else None, constraint=feed.constraint, adapters=feed.adapters,
+            )  # fmt: skip
             done = self._run([part])[0]
             if done.logits is not None:
                 rows.append(done.logits)
@@ -346,18 +342,22 @@ class LlamaBatcher:
         self._lib.llama_memory_seq_add(self._memory, sequence, rest, -1, -n_drop)
         del tokens[n_keep:rest]
 
-    def save(self, sequence: int) -> bytes:
-        """A sequence's cache as bytes, for `load` of a batcher of the same model and options."""
+    def state_bytes(self, sequence: int) -> int:
+        """Bytes that `save` would give."""
         self._check_open()
         self._check_sequence(sequence)
-        n_bytes = self._lib.llama_state_seq_get_size(self._ctx, sequence)
-        buffer = (ctypes.c_uint8 * n_bytes)()
-        done = self._lib.llama_state_seq_get_data(self._ctx, buffer, n_bytes, sequence)
-        if done != n_bytes:
-            raise BackendError(f"llama.cpp wrote {done} of {n_bytes} bytes of sequence {sequence}")
-        return bytes(buffer)
+        return int(self._lib.llama_state_seq_get_size(self._ctx, sequence))
 
-    def load(self, sequence: int, state: bytes, tokens: Sequence[int]) -> None:
+    def save(self, sequence: int) -> bytearray:
+        """A sequence's cache as bytes, for `load` of a batcher of the same model and options."""
+        state = bytearray(self.state_bytes(sequence))
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        done = self._lib.llama_state_seq_get_data(self._ctx, buffer, len(state), sequence)
+        if done != len(state):
+            raise BackendError(f"llama.cpp wrote {done} of {len(state)} bytes of sequence {sequence}")
+        return state
+
+    def load(self, sequence: int, state: bytes | bytearray, tokens: Sequence[int]) -> None:
         """Replace a sequence's cache by what `save` gave for these tokens.
 
         Raises:
@@ -367,7 +367,7 @@ class LlamaBatcher:
         if len(tokens) > self.context:
             raise ContextOverflowError(f"{len(tokens)} tokens do not fit the context of {self.context}")
         forget_errors()
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        buffer = np.frombuffer(state, dtype=np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         done = self._lib.llama_state_seq_set_data(self._ctx, buffer, len(state), sequence)
         last = self._lib.llama_memory_seq_pos_max(self._memory, sequence)
         if done != len(state) or last != len(tokens) - 1:

@@ -46,13 +46,11 @@ class CacheStore:
         """Save the one state that has most of these tokens; without any, no file is written. Errors as in `save`."""
         identity = self._identity()
         cache = self._scheduler.cache
-        found = self._scheduler.between_steps(lambda: cache.nearest(key, tokens))
-        if found is None:
-            return summary([])
-        if len(found.state) > cache.saved.max_bytes:
-            return summary([], n_left_out=1)
-        cache_file.write(path, identity, [found])
-        return summary([found])
+        kept = SavedStates(cache.saved.max_bytes)
+        n_left_out = self._scheduler.between_steps(lambda: cache.copy_nearest(key, tokens, kept))
+        if len(kept):
+            cache_file.write(path, identity, kept.all())
+        return summary(kept.all(), n_left_out)
 
     def load(self, path: Path) -> CacheSummary:
         """Restore what a file holds; it is used by prompts of the same owners and adapters that begin alike.
@@ -93,7 +91,15 @@ class CacheStore:
         cache = self._scheduler.cache
         kept = SavedStates(cache.saved.max_bytes)
         held = self._scheduler.between_steps(cache.held)
-        copies = [self._scheduler.between_steps(functools.partial(cache.copy_of, *which)) for which in held]
-        earlier = self._scheduler.between_steps(cache.saved.all)
-        n_left_out = sum(kept.put(state) for state in (*earlier, *copies) if state is not None)
-        return kept.all(), n_left_out
+        n_left_out = 0
+        for sequence, key in reversed(held):  # the latest first, so that nothing is copied which has no room
+            copy = functools.partial(cache.copy, sequence, key, kept)
+            n_left_out += self._scheduler.between_steps(copy)
+        for state in reversed(self._scheduler.between_steps(cache.saved.all)):
+            if kept.whole(state.key, state.tokens):
+                continue
+            if len(state.state) > kept.room_bytes(state.key, state.tokens):
+                n_left_out += 1
+            else:
+                kept.put(state)
+        return kept.all()[::-1], n_left_out

@@ -30,7 +30,7 @@ class Saved(NamedTuple):
 
     key: Key
     tokens: tuple[int, ...]
-    state: bytes
+    state: bytes | bytearray
 
 
 class SavedStates:
@@ -57,12 +57,12 @@ class SavedStates:
             How many states had no room: this one, or the least recently used ones.
         """
         self._drop(saved.key, saved.tokens)
-        if whole := next((s for s in self._states.values() if _begins(s, saved)), None):
+        if whole := self.whole(saved.key, saved.tokens):
             self._states.move_to_end((whole.key, whole.tokens))
             return 0
         if len(saved.state) > self.max_bytes:
             return 1
-        for state in [s for s in self._states.values() if _begins(saved, s)]:
+        for state in self._beginnings(saved.key, saved.tokens):
             self._drop(state.key, state.tokens)  # the new one holds all of it
         self._states[saved.key, saved.tokens] = saved
         self.n_bytes += len(saved.state)
@@ -72,6 +72,15 @@ class SavedStates:
             self._drop(oldest.key, oldest.tokens)
             n_dropped += 1
         return n_dropped
+
+    def whole(self, key: Key, tokens: tuple[int, ...]) -> Saved | None:
+        """A state that begins with these tokens."""
+        return next((s for s in self._states.values() if s.key == key and _begins(s.tokens, tokens)), None)
+
+    def room_bytes(self, key: Key, tokens: tuple[int, ...]) -> int:
+        """How large a state of these tokens may be, so that no other is lost for it."""
+        freed = sum(len(s.state) for s in self._beginnings(key, tokens))
+        return self.max_bytes - self.n_bytes + freed
 
     def all(self) -> list[Saved]:
         """All states, the least recently used first."""
@@ -90,6 +99,9 @@ class SavedStates:
         if found:
             self._states.move_to_end((found.key, found.tokens))
         return best, found
+
+    def _beginnings(self, key: Key, tokens: tuple[int, ...]) -> list[Saved]:
+        return [s for s in self._states.values() if s.key == key and _begins(tokens, s.tokens)]
 
     def _drop(self, key: Key, tokens: tuple[int, ...]) -> None:
         state = self._states.pop((key, tokens), None)
@@ -165,20 +177,28 @@ class PrefixCache:
             key=lambda pair: self._used[pair[0]],
         )
 
-    def copy_of(self, sequence: int, key: Key) -> Saved | None:
-        """What a sequence holds now; None where it is not that key's any more, or too little."""
-        tokens = tuple(self._batcher.tokens(sequence))
-        if self._keys[sequence] != key or len(tokens) < LEAST_TOKENS:
-            return None
-        return Saved(key, tokens, self._batcher.save(sequence))
+    def copy(self, sequence: int, key: Key, into: SavedStates) -> int:
+        """Copy what a sequence holds now, unless it is not that key's any more, or too little, or there already.
 
-    def nearest(self, key: Key, tokens: Sequence[int]) -> Saved | None:
-        """A copy of the state that has most of these tokens; None where none has enough to be worth keeping."""
+        Returns:
+            1 where there is no room for it, which is seen before it is copied; else 0.
+        """
+        tokens = tuple(self._batcher.tokens(sequence))
+        if self._keys[sequence] != key or len(tokens) < LEAST_TOKENS or into.whole(key, tokens):
+            return 0
+        if self._batcher.state_bytes(sequence) > into.room_bytes(key, tokens):
+            return 1
+        return into.put(Saved(key, tokens, self._batcher.save(sequence)))
+
+    def copy_nearest(self, key: Key, tokens: Sequence[int], into: SavedStates) -> int:
+        """Copy the state that has most of these tokens, if any has enough to be worth keeping; returns as `copy`."""
         n, sequence = self._longest(key, tokens)
         n_saved, saved = self.saved.best(key, tokens)
         if max(n, n_saved) < LEAST_TOKENS:
-            return None
-        return self.copy_of(sequence, key) if sequence is not None and n >= n_saved else saved
+            return 0
+        if sequence is not None and n >= n_saved:
+            return self.copy(sequence, key, into)
+        return into.put(saved) if saved else 0
 
     def release(self, sequence: int, *, keep: bool) -> None:
         """A generation is over; its sequence may be used by others of the same key, or is emptied."""
@@ -223,7 +243,8 @@ class PrefixCache:
         if key is not None and n_lost >= LEAST_TOKENS and self.saved.max_bytes:
             tokens = tuple(self._batcher.tokens(sequence))
             with contextlib.suppress(BackendError, MemoryError):  # what cannot be kept is computed again
-                self.saved.put(Saved(key, tokens, self._batcher.save(sequence)))
+                if self._batcher.state_bytes(sequence) <= self.saved.max_bytes:
+                    self.saved.put(Saved(key, tokens, self._batcher.save(sequence)))
 
     def _touch(self, sequence: int) -> None:
         self._clock += 1
@@ -240,5 +261,5 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def _begins(whole: Saved, part: Saved) -> bool:
-    return whole.key == part.key and whole.tokens[: len(part.tokens)] == part.tokens
+def _begins(whole: tuple[int, ...], part: tuple[int, ...]) -> bool:
+    return whole[: len(part)] == part
