@@ -115,6 +115,28 @@ def test_an_adapter_is_tried_with_its_model(
     assert [spec["adapters"] for spec in children] == [[], [str(adapter)]]
 
 
+def test_a_crash_with_an_adapter_is_held_against_the_adapter_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = tmp_path / "good.gguf", tmp_path / "bad.gguf"
+    good.write_bytes(b"x")
+    bad.write_bytes(b"yy")
+
+    def answer(_: str, spec: dict[str, Any], **__: object) -> dict[str, Any]:
+        if str(bad) in spec["adapters"]:
+            raise NativeCrash("child: died of SIGSEGV", signal_name="SIGSEGV")
+        return {"n_tokens": 1}
+
+    monkeypatch.setattr(launch, "launch", answer)
+    for _ in range(quarantine.MAX_CRASHES):
+        with pytest.raises(NativeCrash, match=r"bad\.gguf: tried in a child first, with model\.gguf"):
+            first_load.check(model, OPTIONS, [good, bad])
+    assert [(record.n_bytes, record.n_crashes) for record in quarantine.records()] == [(2, 3)]
+    quarantine.check(model)
+    quarantine.check(good)
+    first_load.check(model, OPTIONS, [good])
+
+
 def test_a_malformed_file_reaches_no_child(tmp_path: Path, children: list[dict[str, Any]]) -> None:
     path = write_model(tmp_path / "model.gguf", metadata={"tokenizer.ggml.merges": ("ARRAY:STRING", ["x"])})
     with pytest.raises(BadInputError, match="merge 0"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgellm import api, artifact
-from edgellm.api import quarantine
+from edgellm.api import first_load, loading, quarantine
 from edgellm.errors import BackendError, NativeCrash
 from edgellm.runtime import isolate
 from tests.support import tiny_lora
@@ -98,3 +98,41 @@ def test_three_crashes_of_a_loaded_model_quarantine_its_file(
                 load()
         assert len(quarantine.release(quarantine.records()[0].sha256[:12])) == 1
         assert model.generate("ab", max_tokens=3, temperature=0).token_ids == expected
+
+
+def test_crashes_with_an_adapter_leave_a_model_usable_that_was_sound_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
+    base, adapters = tiny_lora.write(tmp_path)
+    first_load.note_sound(base)
+    red = {"red": str(adapters["red"])}
+    with api.load(base, isolate=True, context=64, threads=1, adapters=red) as model:
+        for _ in range(3):
+            stream = model.stream("ab", overflow="shift", temperature=0)
+            os.kill(model._engine.pid, signal.SIGSEGV)  # type: ignore[attr-defined]
+            with pytest.raises(NativeCrash, match="SIGSEGV"):
+                list(stream)
+        with pytest.raises(BackendError, match=r"red\.gguf: crashed 3 times and is quarantined"):
+            model.generate("ab")
+    for is_isolated in (True, False):
+        with pytest.raises(BackendError, match=r"red\.gguf: crashed 3 times and is quarantined"):
+            api.load(base, isolate=is_isolated, context=64, adapters=red)
+    with api.load(base, context=64, threads=1) as model:
+        assert model.generate("ab", max_tokens=1).token_ids
+
+
+def test_the_model_is_blamed_unless_it_is_known_to_be_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_load, "_of_this_process", set())
+    model, draft, adapter = (tmp_path / f"{name}.gguf" for name in ("model", "draft", "adapter"))
+    for path in (model, draft, adapter):
+        path.write_bytes(b"x")
+    assert loading.suspects(model, draft, [adapter]) == [model]
+    first_load.note_sound(model)
+    assert loading.suspects(model, None, []) == [model]
+    assert loading.suspects(model, draft, [adapter]) == [draft, adapter]
+    first_load.note_sound(draft)
+    assert loading.suspects(model, draft, [adapter]) == [adapter]
+    assert loading.suspects(model, draft, []) == [draft]

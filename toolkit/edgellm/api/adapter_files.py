@@ -20,13 +20,7 @@ def read(path: Path, model: GGUFFile) -> Path:
     Raises:
         MissingInputError: nothing there.  BadInputError: malformed, no adapter, or one of another model.
     """
-    place = path.expanduser()
-    if place.is_dir():
-        place = place / "adapter.gguf"
-    if not place.is_file():
-        raise MissingInputError(
-            f"no adapter at {str(path)!r}", hint="make one: edgellm convert BASE --lora DIR --lora-as adapter"
-        )
+    place = find(path)
     file = read_gguf(place)
     kind = file.get("general.type", str, "model")
     if kind != "adapter":
@@ -34,6 +28,22 @@ def read(path: Path, model: GGUFFile) -> Path:
             f"{place}: {_KINDS.get(kind, 'a model')}, not an adapter", hint="load it by itself"
         )
     _check_base(file, model)
+    return place
+
+
+def find(path: Path) -> Path:
+    """The GGUF file that `read` reads.
+
+    Raises:
+        MissingInputError: nothing there.
+    """
+    place = path.expanduser()
+    if place.is_dir():
+        place = place / "adapter.gguf"
+    if not place.is_file():
+        raise MissingInputError(
+            f"no adapter at {str(path)!r}", hint="make one: edgellm convert BASE --lora DIR --lora-as adapter"
+        )
     return place
 
 

@@ -54,7 +54,8 @@ def place() -> Path:
 def check(model: Path, options: LlamaOptions, adapters: Sequence[Path] = ()) -> None:
     """Load a model that was never loaded here by this library in a child, tokenize with it and draw a token.
 
-    What came with an installed package is trusted as that is.
+    Then each adapter with it in a child of its own, so that it is clear which file a crash counts for. What came with an
+    installed package is trusted as that is.
 
     Args:
         model: a GGUF file that was validated.  adapters: LoRA adapters that will be loaded with it.
@@ -63,19 +64,31 @@ def check(model: Path, options: LlamaOptions, adapters: Sequence[Path] = ()) -> 
         NativeCrash: the child died or hung; it counts for the quarantine.  ResourceError: its memory ran out.
         BadInputError: the file changed meanwhile.  BackendError: the library refuses it.
     """
-    adapters = sorted(set(adapters))
+    for files in ([model], *([model, adapter] for adapter in sorted(set(adapters)))):
+        if is_sound(*files):
+            continue
+        identity = _identity(files)
+        _load_in_a_child(options, *files)
+        if _identity(files) != identity:
+            raise BadInputError(
+                f"{files[-1]}: was changed while it was checked", hint="try again when it is complete"
+            )
+        _remember(identity)
+
+
+def is_sound(model: Path, *adapters: Path) -> bool:
+    """Whether these files loaded well together, or came with an installed package.
+
+    Raises:
+        MissingInputError: a file is not there.
+    """
     identity = _identity([model, *adapters])
     if identity in _of_this_process:
-        return
+        return True
     if identity in _remembered() or (not adapters and models.is_builtin(model)):
         _of_this_process.add(identity)
-        return
-    _load_in_a_child(model, options, adapters)
-    if _identity([model, *adapters]) != identity:
-        raise BadInputError(
-            f"{model}: was changed while it was checked", hint="try again when it is complete"
-        )
-    _remember(identity)
+        return True
+    return False
 
 
 def note_sound(model: Path) -> None:
@@ -122,9 +135,12 @@ def _generate(backend: LlamaModel, ids: Sequence[int], context: int, adapters: S
     batcher.close()
 
 
-def _load_in_a_child(model: Path, options: LlamaOptions, adapters: Sequence[Path]) -> None:
+def _load_in_a_child(options: LlamaOptions, model: Path, *adapters: Path) -> None:
+    """A crash counts for the last file: those before it were tried without it."""
     from edgellm.api import launch
 
+    tried = (model, *adapters)[-1]
+    what = "tried in a child first" + (f", with {model.name}" if adapters else "")
     n_bytes = sum(path.stat().st_size for path in (model, *adapters))
     spec = {
         "model": str(model), "adapters": [str(path) for path in adapters],
@@ -136,22 +152,22 @@ def _load_in_a_child(model: Path, options: LlamaOptions, adapters: Sequence[Path
             memory_limit_bytes=_limit_bytes(n_bytes), env=_environment(),
         )  # fmt: skip
     except NativeCrash as err:
-        quarantine.note(model, err)
+        quarantine.note(tried, err)
         hint = (
             "the file is damaged or hostile, or this llama.cpp cannot run it: edgellm verify, edgellm doctor"
         )
         if err.signal_name == "SIGILL":
             hint = "the library was built for another CPU: edgellm doctor"
         raise NativeCrash(
-            f"{model}: tried in a child first, which did not survive it: {err.message}",
+            f"{tried}: {what}, which did not survive it: {err.message}",
             hint=err.hint or hint, signal_name=err.signal_name,
         ) from err  # fmt: skip
     except DeadlineError as err:
         hang = NativeCrash(
-            f"{model}: tried in a child first, which hung: {err.message}",
+            f"{tried}: {what}, which hung: {err.message}",
             hint="the file is damaged or hostile, or the machine much too busy", signal_name="hang",
         )  # fmt: skip
-        quarantine.note(model, hang)
+        quarantine.note(tried, hang)
         raise hang from err
 
 

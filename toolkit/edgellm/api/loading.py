@@ -10,7 +10,7 @@ import msgspec
 
 from edgellm.api import adapter_files, first_load, models, quarantine, room
 from edgellm.artifact import Artifact
-from edgellm.errors import ArtifactError, SpecError
+from edgellm.errors import ArtifactError, MissingInputError, NativeCrash, SpecError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.records import Record, from_json, to_json
 from edgellm.native.llama import LlamaModel, LlamaOptions
@@ -109,11 +109,18 @@ def load(
     artifacts = _artifacts(spec)
     opened = artifacts[0]
     _check_of_encoder(spec, opened)
-    files = [Path(each.model_path) for each in artifacts]
+    model = Path(opened.model_path)
+    draft = Path(artifacts[1].model_path) if spec.draft is not None else None
+    adapters = [adapter_files.find(Path(place)) for place in spec.adapters.values()]
 
     def check_quarantine() -> None:
-        for file in files:
-            quarantine.check(file)
+        for file in (model, draft, *adapters):
+            if file is not None:
+                quarantine.check(file)
+
+    def note(crash: NativeCrash) -> None:
+        for file in suspects(model, draft, adapters):
+            quarantine.note(file, crash)
 
     check_quarantine()
     if not isolate and not offline_proof:
@@ -124,14 +131,31 @@ def load(
     engine = IsolatedEngine(
         process.python_argv([ENGINE_VERB]),
         to_json(spec),
-        # With a draft model a crash counts for that file: if it was the other's, it shows without the draft.
-        on_crash=lambda crash: quarantine.note(files[-1], crash),
+        on_crash=note,
         before_start=check_quarantine,
         hang_s=hang_s,
         memory_limit_bytes=memory_limit_bytes,
         watched_argv=(lambda first: process.python_argv([*first, ENGINE_VERB])) if offline_proof else None,
     )
     return Model(engine, opened.manifest)
+
+
+def suspects(model: Path, draft: Path | None, adapters: Sequence[Path]) -> list[Path]:
+    """The files that a crash of an isolated engine counts for.
+
+    Once a model has loaded and run alone, these are the draft model and the adapters that came to it, without those that
+    are known too; if it was the model all the same, that shows without them. Else it is the model.
+    """
+    added = [*([draft] if draft else []), *adapters]
+    try:
+        if not added or not first_load.is_sound(model):
+            return [model]
+        unknown = [path for path in adapters if not first_load.is_sound(model, path)]
+        if draft and not first_load.is_sound(draft):
+            unknown.insert(0, draft)
+    except MissingInputError:  # it was removed meanwhile, and the next start says so
+        return []
+    return unknown or added
 
 
 def load_engine(
