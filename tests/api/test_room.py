@@ -15,6 +15,7 @@ from edgellm.formats.gguf import GGUFFile, read_gguf
 from edgellm.shape import shape_of_gguf
 from edgellm.units import GIB, MIB
 from tests.support.gguf_files import write_model
+from tests.support.tiny_gguf import write_tiny_gguf
 
 
 def header(path: Path, **metadata: tuple[str, Any]) -> GGUFFile:
@@ -115,3 +116,17 @@ def test_a_real_model_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyP
 def test_an_isolated_model_is_held_to_the_limit_of_its_child() -> None:
     with pytest.raises(ResourceError, match=r"needs 45.*limit of the address space"):
         api.load("builtin:smollm2", context=8192, parallel=256, isolate=True, memory_limit_bytes=8 * GIB)
+
+
+def test_the_cache_of_embeddings_is_counted_where_they_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiny_gguf(tmp_path / "model.gguf", n_layers=1)
+    needed_bytes = room.check_context(read_gguf(path), context=64, parallel=1, kv_type="F16")
+    for asked, n_caches in (("model", 1), ("last", 2)):
+        pooling: Any = asked
+        free(monkeypatch, n_caches * needed_bytes)
+        api.load(path, context=64, threads=1, check=False, pooling=pooling).close()
+        free(monkeypatch, n_caches * needed_bytes - 1)
+        with pytest.raises(ResourceError, match="a context of 64 tokens needs"):
+            api.load(path, context=64, threads=1, check=False, pooling=pooling)

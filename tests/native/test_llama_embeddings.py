@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from gguf import GGUFReader
 
 from edgellm.errors import BackendError, ContextOverflowError, UnsupportedError
 from edgellm.native.llama import LlamaModel, LlamaOptions
+from edgellm.native.llama_library import bindings
 from edgellm.protocols import AskedPooling, Feed, Observation
 from tests.support import tiny_llama, tiny_models
 from tests.support.families.row import with_header
@@ -104,10 +106,19 @@ def test_an_encoder_generates_no_text(encoder: LlamaModel) -> None:
         encoder.open(context=CONTEXT)
 
 
-def test_a_model_that_generates_text_does_not_embed(smollm2_gguf: Path) -> None:
-    model = LlamaModel(smollm2_gguf, OPTIONS)
-    with pytest.raises(UnsupportedError, match="generates text"):
-        model.open_embedder(context=64)
+def test_a_model_that_generates_text_is_refused_before_a_cache_is_made(
+    decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_context(*_: object) -> None:
+        pytest.fail("a context was made")
+
+    model = LlamaModel(decoder, OPTIONS)
+    monkeypatch.setattr(bindings(), "llama_init_from_model", no_context)
+    pooling: AskedPooling
+    for pooling in ("model", "none"):
+        with pytest.raises(UnsupportedError, match="generates text"):
+            model.open_embedder(context=64, pooling=pooling)
+    monkeypatch.undo()
     model.close()
 
 
@@ -139,6 +150,24 @@ def test_a_model_that_generates_text_embeds_where_a_pooling_is_named(decoder: Pa
         np.testing.assert_array_equal(embedder.embed(ids), first)
         embedder.close()
     batcher.close()
+    model.close()
+
+
+@pytest.mark.parametrize(("number", "refusal"), [(0, "names no pooling"), (4, "ranks"), (3, None)])
+def test_a_model_that_generates_text_embeds_as_its_file_says(
+    tmp_path: Path, number: int, refusal: str | None
+) -> None:
+    source = tiny_llama.read_source(tiny_llama.write_tiny_llama(tmp_path / "m"))
+    entry = source.header["llama.block_count"]._replace(value=number)
+    source = dataclasses.replace(source, header={**source.header, "llama.pooling_type": entry})
+    model = LlamaModel(tiny_llama.write_f32(source, tmp_path / "model.gguf"), OPTIONS)
+    if refusal:
+        with pytest.raises(UnsupportedError, match=refusal):
+            model.open_embedder(context=64)
+    else:
+        embedder = model.open_embedder(context=64)
+        assert embedder.pooling == "last"
+        embedder.close()
     model.close()
 
 

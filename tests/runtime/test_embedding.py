@@ -209,6 +209,23 @@ def test_a_model_of_text_embeds_where_a_pooling_is_named() -> None:
         assert next(stream).token_ids
 
 
+def test_a_refusal_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context is a second KV cache: it is not made again to be refused again."""
+    asked: list[int] = []
+    plain = FakeBackend.open_embedder
+
+    def open_embedder(backend: FakeBackend, *, context: int, **options: Any) -> Any:
+        asked.append(context)
+        return plain(backend, context=context, **options)
+
+    monkeypatch.setattr(FakeBackend, "open_embedder", open_embedder)
+    with make() as model:
+        for _ in range(3):
+            with pytest.raises(UnsupportedError, match="generates text"):
+                model.embed("x")
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("row", [b"", b"abc", b"\0\0\xc0\x7f", b"\0" * 8])
 def test_an_engine_that_sends_no_rows_is_a_backend_error(row: bytes) -> None:
     rows = iter([Embedded(row=b"\0\0\x80\x3f", n_tokens=1), Embedded(row=row, n_tokens=1)])

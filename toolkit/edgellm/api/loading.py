@@ -172,6 +172,10 @@ def load_engine(
     file = models.read_model(Path(opened.model_path))
     adapters = {name: adapter_files.read(Path(place), file) for name, place in spec.adapters.items()}
     room_bytes = _check_room(spec, opened, file, context, 0)
+    if spec.pooling != "model" and not models.is_encoder(opened):  # `embed` makes a cache of its own
+        room_bytes += room.check_context(
+            file, context=context, parallel=1, kv_type="F16", taken_bytes=room_bytes
+        )
     backend = _open_backend(spec, opened, list(adapters.values()), check=check)
     draft = None
     try:

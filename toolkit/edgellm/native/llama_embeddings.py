@@ -53,7 +53,10 @@ class LlamaEmbedder:
         self.vocab_size: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(handle))
         params = _parameters(lib, options, context, pooling)
         self._n_batch = context
-        if _takes_the_last_state(lib, handle, pooling):
+        asked = _asked_pooling(lib, handle, pooling)
+        if _generates(lib, handle) and asked in (None, _NUMBERS["none"]):
+            raise _names_no_pooling()  # before a cache is made
+        if asked == _NUMBERS["last"] and _sees_only_what_is_before(lib, handle):
             # No state depends on a later part of the text. Buffers for logits, which nobody reads, grow with the part.
             self._n_batch = params.n_batch = params.n_ubatch = min(context, options.n_ubatch)
         self._observer = GraphObserver(observer) if observer else None
@@ -69,10 +72,7 @@ class LlamaEmbedder:
         number = lib.llama_pooling_type(self._ctx)
         if self._memory and number == _NUMBERS["none"]:
             self.close()
-            raise UnsupportedError(
-                "this model generates text, and its file names no pooling for embeddings",
-                hint='use an encoder such as BERT, or say how it was trained: edgellm.load(..., pooling="last")',
-            )
+            raise _names_no_pooling()
         if number not in POOLING_NAMES:
             self.close()
             raise UnsupportedError("this model ranks texts instead of embedding them")
@@ -155,21 +155,36 @@ def unit_rows(rows: FloatArray) -> FloatArray:
     return (rows / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 
 
-def _takes_the_last_state(lib: Any, handle: Any, pooling: AskedPooling) -> bool:
-    """Whether the embedding is the state of the last token, which sees those before, and they not it."""
-
-    def header(key: str) -> str:
-        buffer = ctypes.create_string_buffer(64)
-        n = lib.llama_model_meta_val_str(handle, key.encode(), buffer, len(buffer))
-        return buffer.value.decode(errors="replace") if n > 0 else ""
-
-    architecture = header("general.architecture")
-    asked = header(f"{architecture}.pooling_type") if pooling == "model" else str(_NUMBERS[pooling])
-    return (
-        architecture not in ENCODERS
-        and header(f"{architecture}.attention.causal") != "false"
-        and asked == str(_NUMBERS["last"])
+def _names_no_pooling() -> UnsupportedError:
+    return UnsupportedError(
+        "this model generates text, and its file names no pooling for embeddings",
+        hint='use an encoder such as BERT, or say how it was trained: edgellm.load(..., pooling="last")',
     )
+
+
+def _header(lib: Any, handle: Any, key: str) -> str:
+    """An entry of the file's header as text; empty where there is none. `ARCH` stands for the architecture."""
+    if key.startswith("ARCH."):
+        key = _header(lib, handle, "general.architecture") + key.removeprefix("ARCH")
+    buffer = ctypes.create_string_buffer(64)
+    n = lib.llama_model_meta_val_str(handle, key.encode(), buffer, len(buffer))
+    return buffer.value.decode(errors="replace") if n > 0 else ""
+
+
+def _generates(lib: Any, handle: Any) -> bool:
+    return _header(lib, handle, "general.architecture") not in ENCODERS
+
+
+def _asked_pooling(lib: Any, handle: Any, pooling: AskedPooling) -> int | None:
+    """Of `_NUMBERS`; None where neither the caller nor the file names one."""
+    if pooling != "model":
+        return _NUMBERS[pooling]
+    named = _header(lib, handle, "ARCH.pooling_type")
+    return int(named) if named.isdecimal() else None
+
+
+def _sees_only_what_is_before(lib: Any, handle: Any) -> bool:
+    return _generates(lib, handle) and _header(lib, handle, "ARCH.attention.causal") != "false"
 
 
 def _parameters(lib: Any, options: LlamaOptions, context: int, pooling: AskedPooling) -> Any:

@@ -74,6 +74,7 @@ class TextEmbedder:
         self._backend, self._tokenizer, self._name = backend, tokenizer, name
         self._context, self._pooling = context, pooling
         self._embedder: Embedder | None = None
+        self._refusal: UnsupportedError | None = None
         self._closed = False
         self._lock = threading.Lock()
 
@@ -105,16 +106,25 @@ class TextEmbedder:
     def _opened(self) -> Embedder:
         if self._closed:
             raise RuntimeError("this model is closed")
+        if self._refusal is not None:
+            raise UnsupportedError(self._refusal.message, hint=self._refusal.hint)
         if self._embedder is None:
-            embedder = self._backend.open_embedder(context=self._context, pooling=self._pooling)
-            if embedder.pooling == "none":
-                embedder.close()
-                raise UnsupportedError(
-                    f"{self._name}: its file does not say how the states of tokens become one embedding",
-                    hint='say it as its authors do, for example: edgellm.load(..., pooling="mean")',
-                )
-            self._embedder = embedder
+            try:
+                self._embedder = self._open()
+            except UnsupportedError as err:
+                self._refusal = UnsupportedError(err.message, hint=err.hint)
+                raise
         return self._embedder
+
+    def _open(self) -> Embedder:
+        embedder = self._backend.open_embedder(context=self._context, pooling=self._pooling)
+        if embedder.pooling == "none":
+            embedder.close()
+            raise UnsupportedError(
+                f"{self._name}: its file does not say how the states of tokens become one embedding",
+                hint='say it as its authors do, for example: edgellm.load(..., pooling="mean")',
+            )
+        return embedder
 
     def close(self) -> None:
         """Release the buffers, after the text that is computed now; safe to call twice."""
