@@ -63,7 +63,7 @@ def test_a_context_below_nothing_is_no_context() -> None:
         start("negative context")
 
 
-@pytest.mark.parametrize("kind", ["flood", "flood of text"])
+@pytest.mark.parametrize("kind", ["flood", "flood of text", "flood of calls"])
 def test_a_flood_that_nobody_reads_ends_the_child_before_the_memory(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,3 +162,11 @@ def test_ids_are_new_and_mistrals_have_nine_characters() -> None:
     assert len(ids) == 100
     assert all(re.fullmatch("[a-zA-Z0-9]{9}", one) for one in ids)
     assert re.fullmatch("call_[0-9a-f]{24}", new_id(HERMES))
+
+
+def test_a_name_that_no_function_can_have_is_text() -> None:
+    for n_chars in (64, 65):
+        name = "n" * n_chars
+        written = f'<tool_call>\n{{"name": "{name}", "arguments": {{}}}}\n</tool_call>'
+        expected = ("", [(name, "{}")]) if n_chars == 64 else (written, [])
+        assert parse(HERMES, [written]) == expected

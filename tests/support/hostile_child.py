@@ -28,6 +28,10 @@ def gave(number: int, **changes: Any) -> dict[str, Any]:
     return {"type": "Gave", "number": number, "piece": piece(**changes)}
 
 
+def call(**changes: Any) -> dict[str, Any]:
+    return {"index": 0, "id": "i", "name": "n", "arguments": "{}"} | changes
+
+
 def last(number: int, **changes: Any) -> dict[str, Any]:
     return gave(number, finish_reason="stop", usage=USAGE | changes)
 
@@ -50,6 +54,8 @@ SAYS: dict[str, Callable[[int], Any]] = {
     "huge token": lambda n: gave(n, token_ids=[2**62]),
     "many tokens": lambda n: gave(n, token_ids=[1] * 100_000),
     "long text": lambda n: gave(n, text="x" * (4 << 20)),
+    "a long id of a call": lambda n: gave(n, tool_calls=[call(id="i" * 65)]),
+    "a long name of a call": lambda n: gave(n, tool_calls=[call(name="n" * 65)]),
     "many likely tokens": lambda n: gave(n, logprobs=[TOKEN]),
     "an end without usage": lambda n: gave(n, finish_reason="stop"),
     "usage without an end": lambda n: gave(n, usage=USAGE),
@@ -101,6 +107,10 @@ def misbehave(kind: str, number: int) -> None:
         send(answered(number, None))
         while True:
             send(gave(number, text="x" * (1 << 20)))
+    elif kind == "flood of calls":
+        send(answered(number, None))
+        while True:
+            send(gave(number, tool_calls=[call(id="i" * 64, name="n" * 64)] * 100))
     elif kind == "flood of others":
         send(answered(number, None))
         for other in range(20_000):

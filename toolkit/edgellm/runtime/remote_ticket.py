@@ -14,6 +14,7 @@ _ACKNOWLEDGE_EVERY = 512
 # An engine of ours stops at MAX_UNREAD and what is in flight.
 _MAX_UNREAD = 4 * MAX_UNREAD
 _MAX_UNREAD_BYTES = 256 * 1024**2
+_PIECE_BYTES, _CALL_BYTES = 500, 300  # of the objects themselves
 
 
 class RemoteTicket(Ticket):
@@ -55,5 +56,7 @@ class RemoteTicket(Ticket):
 def _about_bytes(piece: Piece) -> int:
     """What a piece takes in memory, roughly."""
     n_likely = sum(1 + len(entry.top) for entry in piece.logprobs or ())
-    n_chars = len(piece.text) + sum(len(call.arguments) for call in piece.tool_calls)
-    return 4 * n_chars + 40 * len(piece.token_ids) + 150 * n_likely
+    calls = piece.tool_calls
+    n_chars = len(piece.text) + sum(len(call.id) + len(call.name) + len(call.arguments) for call in calls)
+    n_bytes = 4 * n_chars + 40 * len(piece.token_ids) + 150 * n_likely
+    return _PIECE_BYTES + _CALL_BYTES * len(calls) + n_bytes

@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 from edgellm.formats.records import Record
 from edgellm.runtime.tool_formats import ToolFormat
 
+MAX_NAME_CHARS = 64
 _SPACE = " \t\r\n"
 _BETWEEN_BARE = _SPACE + ";,"
 
@@ -219,6 +220,8 @@ class ToolCallParser:
 
     def _call(self, value: Any) -> tuple[str, str] | None:
         if not isinstance(value, dict) or not isinstance(name := value.get("name"), str) or not name:
+            return None
+        if len(name) > MAX_NAME_CHARS:  # no function has such a name
             return None
         if not name.isprintable():  # half a character is not either
             return None

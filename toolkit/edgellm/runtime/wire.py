@@ -16,6 +16,7 @@ from edgellm.report import RuntimeInfo
 from edgellm.runtime.embedding import Embedded
 from edgellm.runtime.messages import MAX_CALLS
 from edgellm.runtime.request import MAX_TOP_LOGPROBS, Piece, Request
+from edgellm.runtime.tool_parser import MAX_NAME_CHARS
 
 
 class Submit(Record, tag=True):
@@ -93,6 +94,7 @@ MAX_ANSWER_BYTES = 16 * 1024**2
 MAX_PIECE_TOKENS = 1 << 12
 MAX_PIECE_CHARS = 1 << 20
 MAX_TOKEN = 1 << 31
+MAX_CALL_ID_CHARS = 64
 _MAX_CONTEXT = 1 << 31
 
 ToEngine = Submit | Cancel | Taken | Ask | SaveCache
@@ -181,7 +183,8 @@ def _check_piece(piece: Piece) -> None:
     calls = piece.tool_calls
     if (
         len(calls) > MAX_CALLS
-        or sum(len(call.name) + len(call.arguments) for call in calls) > MAX_PIECE_CHARS
+        or any(len(call.id) > MAX_CALL_ID_CHARS or len(call.name) > MAX_NAME_CHARS for call in calls)
+        or sum(len(call.arguments) for call in calls) > MAX_PIECE_CHARS
     ):
         raise ValueError(f"a piece with {len(calls)} calls of functions, or with very long ones")
     logprobs = piece.logprobs or []
