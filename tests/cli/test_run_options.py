@@ -211,3 +211,24 @@ def test_a_draft_model_changes_nothing_but_the_time() -> None:
 
 def test_a_draft_model_that_is_not_there_is_refused() -> None:
     assert "nowhere.gguf" in refused(66, *COUNT, "--draft", "nowhere.gguf")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["Hi", "--draft", MODEL, "--no-speculation"], "only makes guesses"),
+        (["Hi", "--keep-tokens", "5"], "--overflow"),
+        (["  "], "the prompt is empty"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(arguments: list[str], words: str) -> None:
+    assert words in refused(64, "run", MODEL, *arguments)[0]
+
+
+def test_an_empty_standard_input_is_no_prompt() -> None:
+    assert "the prompt is empty" in refused(64, "run", MODEL, stdin="")[0]
+
+
+def test_an_answer_that_was_cut_is_said_to_be() -> None:
+    assert "; cut:" in edgellm(*COUNT).stderr
+    assert "; cut:" not in edgellm("run", MODEL, CAPITAL, *GREEDY).stderr

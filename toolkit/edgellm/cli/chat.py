@@ -127,11 +127,11 @@ def _answer(session: Any, line: str, sampling: dict[str, Any], *, quiet: bool) -
     from edgellm.cli.usage import usage_line
     from edgellm.errors import ContextOverflowError
 
-    usage = None
+    last = None
     try:
         with session.stream(line, **sampling) as turn:
             for piece in turn:
-                usage = piece.usage
+                last = piece
                 show_answer(piece.text)
         click.echo()
     except KeyboardInterrupt:
@@ -139,5 +139,5 @@ def _answer(session: Any, line: str, sampling: dict[str, Any], *, quiet: bool) -
     except ContextOverflowError as err:
         show(f"error: {err.message}\nhint: /reset, or start again with a larger --context", err=True)
         return
-    if usage and not quiet:
-        click.echo(usage_line(usage), err=True)
+    if last and last.usage and not quiet:
+        click.echo(usage_line(last.usage, is_cut=last.finish_reason == "length"), err=True)

@@ -83,7 +83,13 @@ def spare_threads() -> None:
 
 
 def engine_of(options: dict[str, Any]) -> Engine:
-    """Take them out of a command's options."""
+    """Take them out of a command's options.
+
+    Raises:
+        click.UsageError: options that contradict each other.
+    """
+    if options["draft"] is not None and options.get("no_speculation"):
+        raise click.UsageError("--draft and --no-speculation together: a draft model only makes guesses")
     names = ("context", "threads", "gpu_layers", "kv_type", "flash_attention", "draft", "isolate")
     settings = {name: options.pop(name) for name in names}
     adapters = {f"lora{number}": adapter for number, adapter in enumerate(options.pop("lora"), 1)}

@@ -57,6 +57,8 @@ def command(
     from edgellm import api
 
     prompt = _read_stdin() if prompt is None else prompt
+    if not prompt.strip() and not raw:
+        raise click.UsageError("the prompt is empty")
     with api.load(artifact, **engine.settings) as model:
         asked: Any = prompt
         if model.has_chat_template and not raw:
@@ -67,15 +69,15 @@ def command(
         if as_json:
             print_json(model.generate(asked, **sampling))
             return 0
-        usage = None
+        last = None
         for piece in model.stream(asked, **sampling):
             show_answer(piece.text)
-            usage = piece.usage
+            last = piece
         click.echo()
-    if usage and not quiet:
+    if last and last.usage and not quiet:
         from edgellm.cli.usage import usage_line
 
-        click.echo(usage_line(usage), err=True)
+        click.echo(usage_line(last.usage, is_cut=last.finish_reason == "length"), err=True)
     return 0
 
 

@@ -162,6 +162,8 @@ def sampling_of(options: dict[str, Any]) -> dict[str, Any]:
         click.UsageError: options that contradict each other.
     """
     _check_one(options)
+    if options.get("keep_tokens") and options.get("overflow") in (None, "error"):
+        raise click.UsageError("--keep-tokens needs --overflow shift or middle")
     no_speculation = options.pop("no_speculation")
     return {**options, "speculate": not no_speculation}
 

@@ -278,7 +278,8 @@ def _with_cache(done: SessionSummary, work: Callable[[], cache_file.CacheSummary
         return _without(done, str(err))
     if not cache.n_states:
         too_large = "its cache is larger than cache_bytes"
-        return _without(done, too_large if cache.n_left_out else "its cache is not in memory any more")
+        too_short = "its cache is too short to be worth saving, or not in memory any more"
+        return _without(done, too_large if cache.n_left_out else too_short)
     return SessionSummary(n_messages=done.n_messages, model=done.model, cache=cache)
 
 
