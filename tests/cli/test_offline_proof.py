@@ -7,11 +7,15 @@ import signal
 import subprocess
 from pathlib import Path
 
+import click
 import psutil
 import pytest
 
-from edgellm.cli.offline import proof_lines
+from edgellm.cli.offline import proof_lines, prove_offline
+from edgellm.errors import UnsupportedError
+from edgellm.process import offline_command
 from edgellm.process.offline import OfflineProof
+from edgellm.process.offline_command import Watched
 from edgellm.report import Missing
 from tests.support.cli import CAPITAL, EDGELLM, edgellm, refused, refused_json, succeed
 
@@ -125,3 +129,16 @@ def test_the_words_say_what_was_not_watched() -> None:
         "offline: no request by Python code (audit hook)",
         "offline: not watched: bytes: no namespaces here",
     ]
+
+
+def test_what_nothing_watched_fails_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    proof = OfflineProof(
+        verdict="unwatched", methods=[], n_attempts=0, attempts=[], received_bytes=None, sent_bytes=None,
+        missing=[Missing(quantity="bytes", reason="no namespaces here")],
+    )  # fmt: skip
+    monkeypatch.setattr(offline_command, "run_watched", lambda *_, **__: Watched(0, b"{}", proof))
+    with (
+        click.Context(click.Command("run"), obj=["run"]),
+        pytest.raises(UnsupportedError, match="no namespaces here"),
+    ):
+        prove_offline(as_json=True)

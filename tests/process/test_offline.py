@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.errors import NetworkAttemptError
+from edgellm.errors import NetworkAttemptError, OutputError, UnsupportedError
 from edgellm.process import Streams, namespace, offline, seccomp
 from edgellm.process.offline import Attempt, OfflineProof, Watch
 
@@ -205,12 +205,13 @@ def test_without_seccomp_the_namespace_counts_what_native_code_tries(
     assert said(proof) == ["send 1 packets, which found no route"]
     assert (proof.sent_bytes, proof.received_bytes) == (0, 0)
     assert proof.methods == ["namespace"]
-    assert [gap.reason for gap in proof.missing] == ["switched off by a test"]
+    assert proof.missing[0].reason == "switched off by a test"
 
 
 def test_what_no_method_watches_is_missing_with_its_reason(unheld: None, without_namespace: None) -> None:
     proof = watched("", hooked=True)
     assert proof.verdict == "offline"
+    offline.check_whole(proof)
     assert proof.methods == ["audit hook"]
     assert proof.sent_bytes is None
     assert proof.received_bytes is None
@@ -221,7 +222,34 @@ def test_what_no_method_watches_is_missing_with_its_reason(unheld: None, without
 
 
 def test_a_child_without_the_hook_is_not_said_to_have_it() -> None:
-    assert "audit hook" not in watched("").methods
+    proof = watched("")
+    assert "audit hook" not in proof.methods
+    assert "requests of Python code, by name" in {gap.quantity for gap in proof.missing}
+
+
+def test_what_nothing_watched_is_no_proof(unheld: None, without_namespace: None) -> None:
+    proof = watched("")
+    assert proof.methods == []
+    assert proof.verdict == "unwatched"
+    with pytest.raises(UnsupportedError, match="switched off by a test") as caught:
+        offline.check_whole(proof)
+    assert caught.value.exit_code
+
+
+def test_without_a_place_for_the_hooks_words_nothing_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(OutputError, match="temporary file"):
+        watched("")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def fail(_: list[str]) -> list[str]:
+        raise UnsupportedError("no command")
+
+    with pytest.raises(UnsupportedError, match="no command"):
+        Watch().start(fail)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_namespace_that_is_forbidden_is_missing_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +263,7 @@ def test_a_namespace_that_is_forbidden_is_missing_with_its_reason(monkeypatch: p
     monkeypatch.setattr(namespace.ctypes, "get_errno", lambda: 1)
     proof = watched("")
     assert proof.sent_bytes is None
-    assert "unshare: not permitted" in proof.missing[-1].reason
+    assert any("unshare: not permitted" in gap.reason for gap in proof.missing)
 
 
 def test_many_attempts_are_counted_and_the_first_are_kept(held: None) -> None:

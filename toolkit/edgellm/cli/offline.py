@@ -36,7 +36,7 @@ def prove_offline(*, as_json: bool) -> int:
 
     Raises:
         NetworkAttemptError: it tried to leave the machine; what it printed is printed.
-        NativeCrash: it died of a signal.
+        NativeCrash: it died of a signal.  UnsupportedError: nothing could watch it.
     """
     from edgellm.errors import NativeCrash
     from edgellm.formats.records import to_builtins
@@ -50,6 +50,7 @@ def prove_offline(*, as_json: bool) -> int:
         raise NativeCrash(f"the watched command died of {name}", signal_name=name)
     if done.status:
         return done.status
+    offline.check_whole(done.proof)
     if as_json:
         print_json({**json.loads(done.stdout), "offline_proof": to_builtins(done.proof)})
     else:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgellm import process
-from edgellm.errors import NetworkAttemptError
+from edgellm.errors import NetworkAttemptError, OutputError, UnsupportedError
 from edgellm.formats.records import Record
 from edgellm.process import audit, seccomp
 from edgellm.process.call_words import caller, describe, recipient
@@ -35,11 +35,13 @@ from edgellm.process.namespace import Counters, Entrance, Traffic
 from edgellm.report import Missing
 
 Method = Literal["seccomp", "namespace", "audit hook"]
+Verdict = Literal["offline", "attempted", "unwatched"]
 WATCHED = "_watched"
 MAX_ATTEMPTS = 100
 _MAX_LOG_BYTES = 64 * 1024
 _PAUSE_S = 0.1
 _LINGER_S = 5.0
+_NO_HOOK = "the audit hook has not said that it watches"
 
 
 class Attempt(Record):
@@ -59,14 +61,14 @@ class OfflineProof(Record):
     """What was seen of the network while a child ran.
 
     Attributes:
-        verdict: `offline` where no attempt was seen by any of the methods.
+        verdict: `offline` where no attempt was seen by any of the methods, `unwatched` where there was no method.
         methods: that watched from the start to the end, the strongest first.
         n_attempts: all of them; `attempts` holds the first.
         received_bytes, sent_bytes: on all interfaces of the child's own network namespace.
         missing: what was not watched or not counted, and why.
     """
 
-    verdict: Literal["offline", "attempted"]
+    verdict: Verdict
     methods: list[Method]
     n_attempts: int
     attempts: list[Attempt]
@@ -86,8 +88,29 @@ def check(proof: OfflineProof) -> None:
     Raises:
         NetworkAttemptError: there are; the table has the first of them.
     """
-    if proof.verdict != "offline":
+    if proof.verdict == "attempted":
         raise failure(proof.n_attempts, proof.attempts)
+
+
+def check_whole(proof: OfflineProof) -> None:
+    """Refuse what proves nothing, too, once the children have ended.
+
+    Raises:
+        NetworkAttemptError: as `check`.  UnsupportedError: no method watched all the time; the first reasons are named.
+    """
+    if proof.verdict == "unwatched":
+        reasons = "; ".join(f"{gap.quantity}: {gap.reason}" for gap in proof.missing[:3])
+        raise UnsupportedError(
+            f"nothing watched whether the command stayed offline: {reasons[:600]}",
+            hint="run it on a Linux kernel with seccomp or network namespaces, or without --offline-proof",
+        )
+    check(proof)
+
+
+def _verdict(n_attempts: int, methods: Sequence[Method]) -> Verdict:
+    if n_attempts:
+        return "attempted"
+    return "offline" if methods else "unwatched"
 
 
 def failure(n_attempts: int, attempts: Sequence[Attempt]) -> NetworkAttemptError:
@@ -167,10 +190,12 @@ def _together(proofs: Sequence[OfflineProof]) -> OfflineProof:
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
+    methods = [method for method in proofs[0].methods if all(method in proof.methods for proof in proofs)]
+    n_attempts = sum(proof.n_attempts for proof in proofs)
     return OfflineProof(
-        verdict="attempted" if any(proof.verdict == "attempted" for proof in proofs) else "offline",
-        methods=[method for method in proofs[0].methods if all(method in proof.methods for proof in proofs)],
-        n_attempts=sum(proof.n_attempts for proof in proofs),
+        verdict=_verdict(n_attempts, methods),
+        methods=methods,
+        n_attempts=n_attempts,
         attempts=attempts[:MAX_ATTEMPTS],
         received_bytes=total([proof.received_bytes for proof in proofs]),
         sent_bytes=total([proof.sent_bytes for proof in proofs]),
@@ -206,11 +231,21 @@ class _Watched:
         memory_limit_bytes: int | None,
         options: dict[str, Any],
     ) -> process.Child:
-        """Start it; errors as in `process.start`."""
-        handle, name = tempfile.mkstemp(prefix="edgellm-offline-")
+        """Start it; errors as in `process.start`, and OutputError where the hook has no place to write."""
+        try:
+            handle, name = tempfile.mkstemp(prefix="edgellm-offline-")
+        except OSError as err:
+            raise OutputError(
+                f"no temporary file for what is seen of the network: {err.strerror}",
+                hint="free space in the directory for temporary files, or name another in TMPDIR",
+            ) from err
         os.close(handle)
         self._log = Path(name)
-        argv = command(argv_prefix(self._log))
+        try:
+            argv = command(argv_prefix(self._log))
+        except BaseException:
+            self._log.unlink(missing_ok=True)
+            raise
         thread = threading.Thread(
             target=self._run,
             args=(argv, env, memory_limit_bytes, options),
@@ -357,6 +392,7 @@ class _Watched:
             self._over.wait(_LINGER_S)
         with self._lock:
             self._count()
+            missing = list(self._missing)
             attempts, n_attempts, traffic = list(self._attempts), self._n_attempts, self._traffic
         counted = _counted_attempts(traffic) if traffic else []
         methods: list[Method] = []
@@ -366,14 +402,16 @@ class _Watched:
             methods.append("namespace")
         if self._has_hook:
             methods.append("audit hook")
+        else:
+            missing.append(Missing(quantity="requests of Python code, by name", reason=_NO_HOOK))
         return OfflineProof(
-            verdict="attempted" if n_attempts or counted else "offline",
+            verdict=_verdict(n_attempts + len(counted), methods),
             methods=methods,
             n_attempts=n_attempts + len(counted),
             attempts=[*attempts, *counted][:MAX_ATTEMPTS],
             received_bytes=traffic.received_bytes if traffic else None,
             sent_bytes=traffic.sent_bytes if traffic else None,
-            missing=list(self._missing),
+            missing=missing,
         )
 
 
