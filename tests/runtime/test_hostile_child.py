@@ -134,3 +134,13 @@ def test_a_bug_of_ours_while_listening_leaves_nobody_waiting(monkeypatch: pytest
         thread.start()
         thread.join(60)
         assert len(ended) == 1
+
+
+def test_the_end_of_a_generation_that_nobody_began_forgets_no_crash() -> None:
+    with start("end of another") as model:
+        engine = model._engine
+        assert isinstance(engine, IsolatedEngine)
+        for n_crashes in (1, 2, 3):
+            with pytest.raises(NativeCrash, match="SIGABRT"):
+                model.generate("ab")
+            assert engine._n_crashes_in_row == n_crashes

@@ -128,6 +128,17 @@ def test_crashes_in_a_row_are_counted_and_wait_longer_and_longer(monkeypatch: py
         assert len(seen) >= 2
 
 
+def test_an_embedding_ends_a_row_of_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.001)
+    with start(b"embed") as model:
+        for _ in range(2):
+            with pytest.raises(NativeCrash):
+                model.embed("crash")
+        assert engine_of(model)._n_crashes_in_row == 2
+        model.embed("ab")
+        assert engine_of(model)._n_crashes_in_row == 0
+
+
 def test_a_child_that_dies_while_loading_is_a_crash_at_once() -> None:
     with pytest.raises(NativeCrash, match="SIGILL"):
         start(b"die")

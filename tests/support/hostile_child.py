@@ -117,6 +117,10 @@ def misbehave(kind: str, number: int) -> None:
             send(gave(10**6 + other))
             send(answered(10**6 + other, 3))
         send(last(number))
+    elif kind == "end of another":
+        send(answered(number, None))
+        send(last(10**6))
+        os.abort()
     elif kind == "long error":
         send(
             {

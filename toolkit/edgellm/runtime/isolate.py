@@ -121,7 +121,9 @@ class IsolatedEngine:
 
     def embed(self, text: Text, normalize: bool) -> Embedded:
         """The embedding of one text; errors as in `LocalEngine.embed`, and NativeCrash where the child dies meanwhile."""
-        return self._understood(wire.embedded, self._ask("embed", text, normalize))
+        found = self._understood(wire.embedded, self._ask("embed", text, normalize))
+        self._n_crashes_in_row = 0
+        return found
 
     def counts(self) -> Counts:
         """What is going on; all zero while there is no child."""
@@ -299,7 +301,8 @@ class IsolatedEngine:
                 raise ValueError(f"{ticket.n_unread} pieces, and it does not wait until they are read")
             if message.piece.finish_reason is not None:
                 self._tickets.pop(message.number, None)
-                self._n_crashes_in_row = 0
+                if ticket:
+                    self._n_crashes_in_row = 0
             if ticket:
                 ticket.put(message.piece)
         elif isinstance(message, wire.Ready):
