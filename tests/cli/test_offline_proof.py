@@ -14,8 +14,8 @@ import pytest
 from edgellm.cli.offline import proof_lines, prove_offline
 from edgellm.errors import UnsupportedError
 from edgellm.process import offline_command
-from edgellm.process.offline import OfflineProof
 from edgellm.process.offline_command import Watched
+from edgellm.process.proof import OfflineProof
 from edgellm.report import Missing
 from tests.support.cli import CAPITAL, EDGELLM, edgellm, refused, refused_json, succeed
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from edgellm.errors import NetworkAttemptError, OutputError, UnsupportedError
-from edgellm.process import Streams, namespace, offline, seccomp
-from edgellm.process.offline import Attempt, OfflineProof, Watch
+from edgellm.process import Streams, namespace, seccomp
+from edgellm.process import proof as proofs
+from edgellm.process.offline import Watch
+from edgellm.process.proof import Attempt, OfflineProof
 
 # 192.0.2.0/24 and 2001:db8::/32 are for documentation: nothing answers there.
 HOOKED = "import sys; from edgellm.process import audit; audit.install(sys.argv[1])\n"
@@ -95,7 +97,7 @@ def test_a_child_that_stays_offline_is_said_to_by_every_method_and_zero_is_count
     assert "audit hook" in methods
     if "namespace" in methods:
         assert (proof.sent_bytes, proof.received_bytes) == (0, 0)
-    offline.check(proof)
+    proofs.check(proof)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_python_code_that_tries_is_named_with_its_place(code: str, what: str) ->
     assert [attempt.what for attempt in by_hook] == [what]
     assert " line " in by_hook[0].by
     with pytest.raises(NetworkAttemptError) as caught:
-        offline.check(proof)
+        proofs.check(proof)
     assert what in caught.value.message
     assert caught.value.exit_code == 77
 
@@ -211,7 +213,7 @@ def test_without_seccomp_the_namespace_counts_what_native_code_tries(
 def test_what_no_method_watches_is_missing_with_its_reason(unheld: None, without_namespace: None) -> None:
     proof = watched("", hooked=True)
     assert proof.verdict == "offline"
-    offline.check_whole(proof)
+    proofs.check_whole(proof)
     assert proof.methods == ["audit hook"]
     assert proof.sent_bytes is None
     assert proof.received_bytes is None
@@ -232,7 +234,7 @@ def test_what_nothing_watched_is_no_proof(unheld: None, without_namespace: None)
     assert proof.methods == []
     assert proof.verdict == "unwatched"
     with pytest.raises(UnsupportedError, match="switched off by a test") as caught:
-        offline.check_whole(proof)
+        proofs.check_whole(proof)
     assert caught.value.exit_code
 
 
@@ -269,15 +271,15 @@ def test_a_namespace_that_is_forbidden_is_missing_with_its_reason(monkeypatch: p
 def test_many_attempts_are_counted_and_the_first_are_kept(held: None) -> None:
     proof = watched(NATIVE + "for _ in range(150): libc.socket(2, 1, 0)")
     assert proof.n_attempts == 150
-    assert len(proof.attempts) == offline.MAX_ATTEMPTS
+    assert len(proof.attempts) == proofs.MAX_ATTEMPTS
     with pytest.raises(NetworkAttemptError, match="150 attempts"):
-        offline.check(proof)
+        proofs.check(proof)
 
 
 def test_the_error_tells_the_address_first_and_repeats_nothing() -> None:
     opened = Attempt(what="open an IPv4 stream socket", by="x (process 1)", seen_by="seccomp")
     connected = Attempt(what="connect to 192.0.2.1 port 443", by="x (process 1)", seen_by="seccomp")
-    error = offline.failure(3, [opened, opened, connected])
+    error = proofs.failure(3, [opened, opened, connected])
     assert error.message.startswith(
         "3 attempts to leave this machine, refused: connect to 192.0.2.1 port 443"
     )

@@ -10,7 +10,7 @@ import click
 from edgellm.cli.common import print_json, show
 
 if TYPE_CHECKING:
-    from edgellm.process.offline import OfflineProof
+    from edgellm.process.proof import OfflineProof
 
 offline_option = click.option(
     "--offline-proof",
@@ -40,17 +40,17 @@ def prove_offline(*, as_json: bool) -> int:
     """
     from edgellm.errors import NativeCrash
     from edgellm.formats.records import to_builtins
-    from edgellm.process import offline, signal_name
+    from edgellm.process import proof, signal_name
     from edgellm.process.offline_command import run_watched
 
     arguments = click.get_current_context().find_root().obj
     done = run_watched(arguments, capture=as_json)
-    offline.check(done.proof)
+    proof.check(done.proof)
     if name := signal_name(done.status):
         raise NativeCrash(f"the watched command died of {name}", signal_name=name)
     if done.status:
         return done.status
-    offline.check_whole(done.proof)
+    proof.check_whole(done.proof)
     if as_json:
         print_json({**json.loads(done.stdout), "offline_proof": to_builtins(done.proof)})
     else:

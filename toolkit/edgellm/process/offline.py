@@ -21,115 +21,28 @@ import stat
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgellm import process
-from edgellm.errors import NetworkAttemptError, OutputError, UnsupportedError
-from edgellm.formats.records import Record
+from edgellm.errors import NetworkAttemptError, OutputError
 from edgellm.process import audit, seccomp
 from edgellm.process.call_words import caller, describe, recipient
 from edgellm.process.namespace import Counters, Entrance, Traffic
+from edgellm.process.proof import MAX_ATTEMPTS, Attempt, Method, OfflineProof, failure, together, verdict_of
 from edgellm.report import Missing
 
-Method = Literal["seccomp", "namespace", "audit hook"]
-Verdict = Literal["offline", "attempted", "unwatched"]
 WATCHED = "_watched"
-MAX_ATTEMPTS = 100
 _MAX_LOG_BYTES = 64 * 1024
 _PAUSE_S = 0.1
 _LINGER_S = 5.0
 _NO_HOOK = "the audit hook has not said that it watches"
 
 
-class Attempt(Record):
-    """One attempt to leave the machine, or to open what could.
-
-    Attributes:
-        what: for example `connect to 192.0.2.1 port 443`.  by: the program or the place in its code.
-        seen_by: the method that noticed it.
-    """
-
-    what: str
-    by: str
-    seen_by: Method
-
-
-class OfflineProof(Record):
-    """What was seen of the network while a child ran.
-
-    Attributes:
-        verdict: `offline` where no attempt was seen by any of the methods, `unwatched` where there was no method.
-        methods: that watched from the start to the end, the strongest first.
-        n_attempts: all of them; `attempts` holds the first.
-        received_bytes, sent_bytes: on all interfaces of the child's own network namespace.
-        missing: what was not watched or not counted, and why.
-    """
-
-    verdict: Verdict
-    methods: list[Method]
-    n_attempts: int
-    attempts: list[Attempt]
-    received_bytes: int | None
-    sent_bytes: int | None
-    missing: list[Missing]
-
-
 def argv_prefix(log: Path) -> list[str]:
     """The arguments before the verb of a child of ours that is watched."""
     return [WATCHED, str(log)]
-
-
-def check(proof: OfflineProof) -> None:
-    """Refuse a proof with attempts in it.
-
-    Raises:
-        NetworkAttemptError: there are; the table has the first of them.
-    """
-    if proof.verdict == "attempted":
-        raise failure(proof.n_attempts, proof.attempts)
-
-
-def check_whole(proof: OfflineProof) -> None:
-    """Refuse what proves nothing, too, once the children have ended.
-
-    Raises:
-        NetworkAttemptError: as `check`.  UnsupportedError: no method watched all the time; the first reasons are named.
-    """
-    if proof.verdict == "unwatched":
-        reasons = "; ".join(f"{gap.quantity}: {gap.reason}" for gap in proof.missing[:3])
-        raise UnsupportedError(
-            f"nothing watched whether the command stayed offline: {reasons[:600]}",
-            hint="run it on a Linux kernel with seccomp or network namespaces, or without --offline-proof",
-        )
-    check(proof)
-
-
-def _verdict(n_attempts: int, methods: Sequence[Method]) -> Verdict:
-    if n_attempts:
-        return "attempted"
-    return "offline" if methods else "unwatched"
-
-
-def failure(n_attempts: int, attempts: Sequence[Attempt]) -> NetworkAttemptError:
-    """The error that attempts are."""
-    times = Counter(f"{attempt.what}, by {attempt.by}" for attempt in attempts)
-    lines = [line if n == 1 else f"{line} ({n} times)" for line, n in times.items()]
-    told = min(lines, key=_says_little)
-    words = "an attempt" if n_attempts == 1 else f"{n_attempts} attempts"
-    return NetworkAttemptError(
-        f"{words} to leave this machine, refused: {told}",
-        hint="find the place with: strace -f -k -e trace=network COMMAND",
-        table=lines if len(lines) > 1 else (),
-    )
-
-
-def _says_little(line: str) -> int:
-    """0 for a line that names a place on the network, more for those that name less."""
-    kinds = (" port ", "look up", "connect to the", "open ")
-    return next((rank for rank, words in enumerate(kinds) if words in line), len(kinds))
 
 
 class Watch:
@@ -174,33 +87,7 @@ class Watch:
         """
         with self._lock:
             proofs = [child.proof() for child in self._children]
-        return _together(proofs)
-
-
-def _together(proofs: Sequence[OfflineProof]) -> OfflineProof:
-    """One proof of several children: a method counts only where all of them had it."""
-    if not proofs:
-        raise ValueError("no child was watched")
-    if len(proofs) == 1:
-        return proofs[0]
-    attempts = [attempt for proof in proofs for attempt in proof.attempts]
-    missing = {(gap.quantity, gap.reason): gap for proof in proofs for gap in proof.missing}
-
-    def total(counts: Sequence[int | None]) -> int | None:
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
-
-    methods = [method for method in proofs[0].methods if all(method in proof.methods for proof in proofs)]
-    n_attempts = sum(proof.n_attempts for proof in proofs)
-    return OfflineProof(
-        verdict=_verdict(n_attempts, methods),
-        methods=methods,
-        n_attempts=n_attempts,
-        attempts=attempts[:MAX_ATTEMPTS],
-        received_bytes=total([proof.received_bytes for proof in proofs]),
-        sent_bytes=total([proof.sent_bytes for proof in proofs]),
-        missing=list(missing.values()),
-    )
+        return together(proofs)
 
 
 class _Watched:
@@ -405,7 +292,7 @@ class _Watched:
         else:
             missing.append(Missing(quantity="requests of Python code, by name", reason=_NO_HOOK))
         return OfflineProof(
-            verdict=_verdict(n_attempts + len(counted), methods),
+            verdict=verdict_of(n_attempts + len(counted), methods),
             methods=methods,
             n_attempts=n_attempts + len(counted),
             attempts=[*attempts, *counted][:MAX_ATTEMPTS],

@@ -11,7 +11,8 @@ from types import FrameType
 
 from edgellm import process
 from edgellm.errors import ResourceError
-from edgellm.process.offline import OfflineProof, Watch
+from edgellm.process.offline import Watch
+from edgellm.process.proof import OfflineProof
 from edgellm.units import format_bytes
 
 

@@ -30,7 +30,7 @@ from edgellm.runtime.tool_use import ToolUse
 from edgellm.runtime.tools import Tool
 
 if TYPE_CHECKING:
-    from edgellm.process.offline import OfflineProof
+    from edgellm.process.proof import OfflineProof
 
 HANG_S = 300.0  # without a sign of life for so long while it has work, an engine in a child hangs
 

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from edgellm import process
 from edgellm.errors import BackendError, EdgeLLMError, NativeCrash, NetworkAttemptError, ResourceError
 from edgellm.formats.records import from_builtins
-from edgellm.process import offline
 from edgellm.process.channel import Channel
-from edgellm.process.offline import OfflineProof, Watch
+from edgellm.process.offline import Watch
+from edgellm.process.proof import OfflineProof
+from edgellm.process.proof import check as check_proof
 from edgellm.report import RuntimeInfo
 from edgellm.runtime import wire
 from edgellm.runtime.cache_file import CacheSummary
@@ -218,7 +219,7 @@ class IsolatedEngine:
         with self._starting:
             self._check_open()
             if self._offline:
-                offline.check(self._offline.proof())
+                check_proof(self._offline.proof())
             channel = self._channel
             if channel is not None:
                 return channel

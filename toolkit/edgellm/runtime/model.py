@@ -29,7 +29,7 @@ from edgellm.runtime.ticket import CancelledError, Ticket
 from edgellm.runtime.tools import Tool, check_tools
 
 if TYPE_CHECKING:
-    from edgellm.process.offline import OfflineProof
+    from edgellm.process.proof import OfflineProof
 
 R = TypeVar("R")
 
