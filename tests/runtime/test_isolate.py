@@ -318,6 +318,28 @@ def test_a_prompt_that_takes_for_ever_keeps_nobody_waiting_and_is_ended() -> Non
         assert [getattr(err, "signal_name", "") for err in ended] == ["hang"]
 
 
+def test_embeddings_that_take_for_ever_keep_nobody_else_waiting() -> None:
+    with start(b"embed", hang_s=4.0) as model:
+        ended: list[str | None] = []
+
+        def embed() -> None:
+            try:
+                model.embed("hang")
+            except NativeCrash as err:
+                ended.append(err.signal_name)
+
+        waiting = [threading.Thread(target=embed) for _ in range(6)]
+        for thread in waiting:
+            thread.start()
+        while len(engine_of(model)._answers) < len(waiting):
+            time.sleep(0.01)
+        assert model.counts().n_done == 0
+        assert model.tokenize("ab") == [97, 98]
+        for thread in waiting:
+            thread.join(60)
+        assert ended == ["hang"] * 6
+
+
 def test_counting_a_crash_keeps_nobody_waiting_but_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
     counted = threading.Event()

@@ -59,6 +59,8 @@ class _Service:
         self._lock = threading.Lock()
         self._one_at_a_time = threading.Lock()
         self._preparing = ThreadPoolExecutor(N_PREPARING, thread_name_prefix="edgellm-prepare")
+        # One text is computed at a time; those that wait for it must not take the threads of others.
+        self._embedding = ThreadPoolExecutor(1, thread_name_prefix="edgellm-embed")
         self._n_begun = self._n_prepared = 0
         self._seen = (-1, -1)
 
@@ -69,7 +71,8 @@ class _Service:
 
     def close(self) -> None:
         """Wait for nothing that is still prepared."""
-        self._preparing.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._preparing, self._embedding):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def forget(self, number: int) -> None:
         self._tickets.pop(number, None)
@@ -94,7 +97,8 @@ class _Service:
             if isinstance(message, wire.Submit):  # known before it is prepared, so that it can be cancelled
                 self._tickets[message.number] = _Sending(self, message.number)
             self._n_begun += 1
-            self._preparing.submit(self._prepare, message)
+            embeds = isinstance(message, wire.Ask) and message.method == "embed"
+            (self._embedding if embeds else self._preparing).submit(self._prepare, message)
 
     def _prepare(self, message: wire.Submit | wire.Ask) -> None:
         with contextlib.suppress(OSError):  # the parent is gone
