@@ -57,7 +57,9 @@ def main() -> None:
             parser.error("quality needs --text FILE")
         bench_quality(options.text, options.chunks, options.calibration_chunks, options.imatrix)
     for name, bench in BENCHES.items():
-        if options.what in (name, "all"):
+        if options.what == name or (
+            options.what == "all" and name != "memory"
+        ):  # which is a row of `run` too
             bench(options.pairs)
 
 

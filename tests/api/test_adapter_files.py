@@ -99,3 +99,9 @@ def test_an_adapter_or_a_projector_is_no_model(tmp_path: Path, kind: str, words:
 def test_no_adapter_there(tmp_path: Path, model: GGUFFile) -> None:
     with pytest.raises(MissingInputError):
         adapter_files.read(tmp_path / "gone.gguf", model)
+
+
+def test_the_directory_of_a_model_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"")
+    with pytest.raises(BadInputError, match="a model, not an adapter"):
+        adapter_files.find(tmp_path)

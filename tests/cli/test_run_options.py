@@ -54,14 +54,13 @@ def test_an_answer_fits_a_schema_a_pattern_or_a_grammar(tmp_path: Path) -> None:
 
 
 def test_what_an_answer_must_fit_is_checked_before_or_refused_in_a_line(tmp_path: Path) -> None:
-    schema, binary = tmp_path / "bad.json", tmp_path / "binary"
+    schema, good, binary = tmp_path / "bad.json", tmp_path / "good.json", tmp_path / "binary"
     schema.write_text("{")
+    good.write_text("{}")
     binary.write_bytes(b"\xff\xfe")
     ask = ["run", MODEL, "Hi", *GREEDY]
-    assert (
-        "--json-schema and --regex together" in refused(64, *ask, "--json-schema", schema, "--regex", "a")[0]
-    )
-    assert "not JSON" in refused(64, *ask, "--json-schema", schema)[0]
+    assert "--json-schema and --regex together" in refused(64, *ask, "--json-schema", good, "--regex", "a")[0]
+    assert f"{schema}: not JSON" in refused(64, *ask, "--json-schema", schema)[0]
     assert "UTF-8" in refused(64, *ask, "--grammar", binary)[0]
     assert "nowhere" in refused(66, *ask, "--grammar", tmp_path / "nowhere")[0]
 

@@ -75,6 +75,18 @@ def test_removed_while_it_generates(model: Model, path: Path) -> None:
             model.generate(STORY, max_tokens=1)
 
 
+def cut_once_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is whole while it is checked, and short when it is loaded."""
+    whole = models.read_model
+
+    def read_and_cut(place: Path) -> GGUFFile:
+        file = whole(place)
+        cut(place)
+        return file
+
+    monkeypatch.setattr(models, "read_model", read_and_cut)
+
+
 def test_cut_before_it_is_loaded(path: Path) -> None:
     cut(path)
     for isolated in (False, True):
@@ -83,26 +95,12 @@ def test_cut_before_it_is_loaded(path: Path) -> None:
 
 
 def test_cut_between_the_check_and_the_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = models.read_model
-
-    def read_and_cut(place: Path) -> GGUFFile:
-        file = whole(place)
-        cut(place)
-        return file
-
-    monkeypatch.setattr(models, "read_model", read_and_cut)
+    cut_once_read(monkeypatch)
     with pytest.raises(BackendError, match="not within the file bounds"):
         api.load(path, check=False)
 
 
 def test_cut_while_the_child_tries_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = models.read_model
-
-    def read_and_cut(place: Path) -> GGUFFile:
-        file = whole(place)
-        cut(place)
-        return file
-
-    monkeypatch.setattr(models, "read_model", read_and_cut)
+    cut_once_read(monkeypatch)
     with pytest.raises(BadInputError, match="truncated"):
         api.load(path)

@@ -100,6 +100,17 @@ def test_a_child_that_ends_at_once_or_talks_nonsense_is_an_error_at_once(code: s
         IsolatedEngine([sys.executable, "-c", code], b"any")
 
 
+def test_an_engine_that_ended_without_its_process_is_started_anew(model: Model) -> None:
+    first = engine_of(model).pid
+    with pytest.raises(Exception, match="SystemExit"):
+        model.generate("quit")
+    deadline = time.monotonic() + 30
+    while engine_of(model).pid == first and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(model.generate("ab", max_tokens=3).token_ids) == 3
+    assert engine_of(model).pid not in (None, first)
+
+
 def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "FIRST_PAUSE_S", 0.01)
     seen: list[NativeCrash] = []

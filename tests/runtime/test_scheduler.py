@@ -19,6 +19,7 @@ from edgellm.runtime import ticket
 from edgellm.runtime.chunks import CHUNK_TOKENS, LEAST_CHUNK_TOKENS
 from edgellm.runtime.generation import Generation
 from edgellm.runtime.model import Model
+from edgellm.runtime.request import Request
 from tests.runtime.engines import batcher_of, make
 
 
@@ -343,6 +344,15 @@ def test_a_bug_that_one_meets_does_not_end_the_others(monkeypatch: pytest.Monkey
         assert model.generate("c", temperature=0).text == "x" * 50
         counts = model.counts()
         assert (counts.n_active, counts.busy_sequences, counts.n_failed) == (0, 0, 1)
+
+
+def test_a_deadline_counts_from_when_it_was_asked_for() -> None:
+    with make(b"x" * 50) as model:
+        asked = ticket.Ticket(on_cancel=lambda: None, on_taken=lambda: None)
+        time.sleep(0.3)  # as where all that prepare requests are busy
+        model._engine.submit(Request(prompt="a", deadline_s=0.2), asked)  # type: ignore[call-arg]
+        with pytest.raises(DeadlineError):
+            asked.take(30)
 
 
 def test_logprobs_are_of_what_was_drawn() -> None:

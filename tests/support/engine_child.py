@@ -18,7 +18,7 @@ from edgellm.runtime.engine import EmbeddingEngine, LocalEngine
 from tests.support.fake_backend import FakeBackend, FakeBatcher, FakeEmbedder
 
 CALL = "call"
-SCRIPTS = {b"crash": "SIGSEGV", b"abort": "SIGABRT", b"hang": "", b"phone": CALL, b"gobble": ""}
+SCRIPTS = {b"crash": "SIGSEGV", b"abort": "SIGABRT", b"hang": "", b"phone": CALL, b"gobble": "", b"quit": ""}
 
 
 def call_home() -> None:
@@ -63,6 +63,8 @@ def misbehave(tokens: Sequence[int]) -> None:
         if word in bytes(token for token in tokens if token < 256):
             if word == b"gobble":
                 gobble()
+            if word == b"quit":
+                raise SystemExit  # as a bug of ours might, in the scheduler's thread
             if not name:
                 time.sleep(600)
             if name == CALL:

@@ -35,10 +35,12 @@ def find(path: Path) -> Path:
     """The GGUF file that `read` reads.
 
     Raises:
-        MissingInputError: nothing there.
+        MissingInputError: nothing there.  BadInputError: a model's directory.
     """
     place = path.expanduser()
     if place.is_dir():
+        if (place / "model.gguf").is_file():
+            raise BadInputError(f"{place}: a model, not an adapter", hint="load it by itself")
         place = place / "adapter.gguf"
     if not place.is_file():
         raise MissingInputError(

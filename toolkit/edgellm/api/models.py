@@ -16,6 +16,7 @@ from edgellm.formats import gguf, gguf_vocab
 from edgellm.formats.gguf_checked import read_checked
 from edgellm.formats.gguf_model import ENCODERS, read_hyperparameters
 from edgellm.native.llama import LlamaModel, LlamaOptions
+from edgellm.native.llama_options import QUANTIZED_KV_TYPES
 from edgellm.protocols import AskedPooling, Backend
 from edgellm.runtime.cache_identity import LoadedFiles
 from edgellm.runtime.engine import EmbeddingEngine, LocalEngine, generates_no_text
@@ -226,10 +227,16 @@ def options_for(
         SpecError: a number out of bounds.
     """
     recipe = opened.manifest.recipe
+    chosen = (kv_type or (recipe.kv_type if recipe else None) or "F16").upper()
+    if flash_attention == "off" and chosen in QUANTIZED_KV_TYPES:
+        raise SpecError(
+            f"KV cache type {chosen} needs flash attention, which is off",
+            hint="leave --flash-attention out, or use --kv-type F16",
+        )
     try:
         return LlamaOptions(
             n_threads=threads if threads is not None else machine.default_threads(),
-            kv_type=(kv_type or (recipe.kv_type if recipe else None) or "F16").upper(),
+            kv_type=chosen,
             flash_attention=flash_attention,
             gpu_layers=gpu_layers,
         )

@@ -78,7 +78,8 @@ def command(
             _save(session, session_path)
         if session_path is not None and len(session.messages) != n_before:
             saved = session.save(session_path)
-            if saved.recomputed_because and not quiet:
+            has_answers = any(message["role"] == "assistant" for message in session.messages)
+            if saved.recomputed_because and has_answers and not quiet:
                 show(f"the cache was not saved: {saved.recomputed_because}", err=True)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,16 @@ def _read_text(ctx: click.Context, param: click.Parameter, value: Path | None) -
         return read_bounded(value, MAX_CONSTRAINT_BYTES).decode("utf-8")
     except UnicodeDecodeError as err:
         raise click.BadParameter(f"{value}: not UTF-8 text: {err}", ctx, param) from err
+
+
+def _read_schema(ctx: click.Context, param: click.Parameter, value: Path | None) -> str | None:
+    text = _read_text(ctx, param, value)
+    if text is not None:
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError) as err:
+            raise click.BadParameter(f"{value}: not JSON: {str(err)[:200]}", ctx, param) from err
+    return text
 
 
 def _check_one(given: dict[str, Any]) -> None:
@@ -121,7 +132,7 @@ _OPTIONS = (
         "--json-schema",
         type=_FILE,
         metavar="FILE",
-        callback=_read_text,
+        callback=_read_schema,
         help="The answer is JSON that fits the schema in this file.",
     ),
     click.option("--regex", metavar="PATTERN", help="The answer fits this regular expression, as a whole."),
@@ -145,7 +156,7 @@ _OPTIONS = (
         metavar="N",
         default=0,
         show_default=True,
-        help="Tokens at the beginning that are not dropped.",
+        help="With --overflow: tokens at the beginning that are not dropped.",
     ),
     click.option(
         "--no-speculation",

@@ -6,7 +6,8 @@ from typing import Literal
 
 from edgellm.formats.records import Record
 
-KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+QUANTIZED_KV_TYPES = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+KV_TYPES = ("F32", "F16", "BF16", *QUANTIZED_KV_TYPES)
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -102,6 +101,11 @@ class _Loaded:
         self._n_inside = 1  # who runs it: the scheduler's thread, or the engine itself until it is closed
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it takes no more requests: closed, or ended by a bug of ours."""
+        return self._closed
+
+    @property
     def info(self) -> RuntimeInfo:
         """The engine as it runs."""
         return self._backend.info
@@ -192,13 +196,12 @@ class LocalEngine(_Loaded):
             SpecError, BadInputError, ContextOverflowError: what the prompt or the constraint gives cause to.
             QueueFullError: too many wait already.  RuntimeError: closed.
         """
-        started_s = time.perf_counter()
         ticket = ticket or Ticket(on_cancel=self.wake, on_taken=self.wake)
         with self._inside():
-            self.scheduler.submit(self._prepared(request, ticket, started_s))
+            self.scheduler.submit(self._prepared(request, ticket))
         return ticket
 
-    def _prepared(self, request: Request, ticket: Ticket, started_s: float) -> Generation:
+    def _prepared(self, request: Request, ticket: Ticket) -> Generation:
         self._backend.check_adapters(tuple(request.adapters.items()))
         beyond = next((t for t in request.sampling.logit_bias if t >= self._backend.vocab_size), None)
         if beyond is not None:
@@ -214,7 +217,7 @@ class LocalEngine(_Loaded):
         spec = request.constraint or self._tool_use.enforced(request)
         constraint = self._constraints.prepare(spec, deferred=True) if spec else None
         return Generation(
-            request, ids, backend=self._backend, ticket=ticket, started_s=started_s, n_dropped=n_dropped,
+            request, ids, backend=self._backend, ticket=ticket, started_s=ticket.asked_s, n_dropped=n_dropped,
             constraint=constraint, calls=self._tool_use.reader(request),
         )  # fmt: skip
 

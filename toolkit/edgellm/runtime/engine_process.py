@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
+from edgellm.errors import EdgeLLMError
 from edgellm.process.channel import read_message, write_message
 from edgellm.runtime import wire
 from edgellm.runtime.engine import EmbeddingEngine, LocalEngine
@@ -152,6 +154,8 @@ def serve(engine: Served, requests: IO[bytes], answers: int) -> None:
 
     def report() -> None:
         while not over.wait(ALIVE_EVERY_S):
+            if engine.has_ended:  # by a bug of ours: the parent shall start another child
+                os._exit(EdgeLLMError.exit_code)
             try:
                 service.say_alive()
             except (OSError, RuntimeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import queue
+import time
 from collections.abc import Callable
 
 from edgellm.runtime.request import Piece
@@ -23,12 +24,16 @@ class Ticket:
     Args:
         on_cancel: called once when the consumer gives up.
         on_taken: called when the consumer has caught up with an engine that waits for it.
+
+    Attributes:
+        asked_s: when it was made, which is when the generation was asked for (perf_counter); deadlines count from then.
     """
 
     def __init__(self, on_cancel: Callable[[], None], on_taken: Callable[[], None]) -> None:
         self._pieces: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
         self._on_cancel, self._on_taken = on_cancel, on_taken
         self._listener: Callable[[], None] | None = None
+        self.asked_s = time.perf_counter()
         self.cancelled = False
         self.done = False
         self._stalled = False
